@@ -1,0 +1,43 @@
+# Everything happens in .venv. `make quickstart` and `make test` need nothing else to be set up.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install quickstart test test-slow lint types schema clean
+
+help:
+	@echo "make quickstart   install, then fine-tune a pretrained model on the shipped reviews (CPU, minutes)"
+	@echo "make test         install, then all fast tests; make test-slow: the long campaigns"
+	@echo "make lint types   ruff; mypy"
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo "no $(PYTHON) here; name a Python 3.11 or 3.12: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+quickstart: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m train configs/quickstart.yaml
+
+test: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+schema: install
+	$(BIN)/python -m train --schema > configs/schema.json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,99 @@
+"""Positions → batches of CPU tensors, this process's share of each: the last step before somebody learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.encode import Encoded, Features, take
+from data.order import Order
+from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch, plan_evaluation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Collate = Callable[[Features], "dict[str, Tensor]"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch of tensors, first dimension B. A filler is computed with weight 0 (see `plan.MicroBatch`)."""
+
+    tensors: dict[str, Tensor]
+    examples: NDArray[np.int64]
+    filler: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One update's examples: what this process computes of them, and what all processes know of the whole."""
+
+    parts: list[Part]
+    examples: NDArray[np.int64]
+    """Ids over all processes."""
+    targets: int
+    """Targets over all processes: known from the data, so that no process has to ask the others."""
+    tokens: int
+    """Real tokens over all processes."""
+    computed: int
+    """Tokens that this process computes, padding counted."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a training run, from any update on, for process `process` of `world`."""
+
+    encoded: Encoded
+    order: Order
+    bounds: Bounds
+    collate: Collate
+    world: int = 1
+    process: int = 0
+
+    def batch(self, update: int) -> Batch:
+        """Return the batch of update number `update`, from 1: a function of the number alone."""
+        ids = self.order.examples(update)
+        features = self.encoded.features(ids)
+        lengths = features["length"]
+        mine = plan_batch(lengths, self.bounds, self.world)[self.process]
+        return Batch(
+            parts=[_part(micro_batch, ids, features, self.collate) for micro_batch in mine],
+            examples=ids,
+            targets=int(features["targets"].sum()),
+            tokens=int(lengths.sum()),
+            computed=padding_efficiency(lengths, mine)[1],
+        )
+
+    def between(self, done: int, updates: int) -> Iterator[tuple[int, Batch]]:
+        """Yield (number, batch) for the updates after number `done` up to number `updates`."""
+        for update in range(done + 1, updates + 1):
+            yield update, self.batch(update)
+
+    def padding_efficiency(self, sample: int = 200) -> float:
+        """Return real over computed tokens in the first epoch, from at most `sample` batches; reads lengths only."""
+        real = computed = 0
+        lengths_only = self.encoded.dataset.select_columns(["length"]).with_format("numpy")
+        numbers = np.linspace(1, self.order.updates_per_epoch, min(sample, self.order.updates_per_epoch))
+        for update in numbers.astype(int):
+            lengths = np.asarray(lengths_only[self.order.examples(int(update))]["length"])
+            for share in plan_batch(lengths, self.bounds, self.world):
+                one, other = padding_efficiency(lengths, share)
+                real, computed = real + one, computed + other
+        return real / computed
+
+
+def evaluation_parts(encoded: Encoded, bounds: Bounds, collate: Collate, world: int, process: int) -> Iterator[Part]:
+    """Yield the micro-batches of this process: over all processes every example once, equally many parts each."""
+    plan = plan_evaluation(encoded.column("length"), bounds, world)
+    for micro_batch in plan[process]:
+        ids = micro_batch.rows
+        yield Part(collate(encoded.features(ids)), ids, micro_batch.filler)
+
+
+def _part(micro_batch: MicroBatch, ids: NDArray[np.int64], features: Features, collate: Collate) -> Part:
+    rows = micro_batch.rows
+    return Part(collate(take(features, rows)), ids[rows], micro_batch.filler)

@@ -1,0 +1,199 @@
+"""A task's `encode` over rows, once: cached by fingerprint, memory-mapped, with lengths and targets as columns."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.errors import UserError
+from data.source import Rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from datasets import Dataset
+
+CHUNK = 1_000  # rows tokenized at once: enough for a fast tokenizer to use all cores
+SHOWN = 5  # problems named in one message
+
+Features = dict[str, Any]
+"""Columns of some rows: an array (n,) for a number a row, a list of n arrays for a sequence a row."""
+
+
+class Encoder(Protocol):
+    """What `data` needs of a task: pure functions of rows, so that the result can be kept."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns of the rows that it reads."""
+
+    @property
+    def identity(self) -> str:
+        """Everything about the task that the encoded data depends on."""
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Say what makes a row unusable, or None."""
+
+    def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """Return the features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count)."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The encoded examples of one role, memory-mapped. An example's id is its place here.
+
+    `sizes` are the examples of each source; the column `row` is an example's place in its source, bad rows counted.
+    """
+
+    dataset: Dataset
+    sizes: tuple[int, ...]
+    skipped: tuple[str, ...]
+    longest: int
+    """Examples as long as `max_length`: these were cut, or just fit."""
+    fingerprint: str
+
+    def features(self, ids: NDArray[np.int64]) -> Features:
+        """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
+        table = self.dataset.with_format("arrow")[ids]
+        return {name: _array(table.column(name)) for name in table.column_names}
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one whole number column: O(rows) memory, for evaluation and statistics only."""
+        return np.asarray(self.dataset.data.column(name).to_numpy())
+
+
+def take(features: Features, rows: NDArray[np.int64]) -> Features:
+    """Return the features of some rows, in that order."""
+    return {
+        name: values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+        for name, values in features.items()
+    }
+
+
+def encode_sources(
+    sources: Sequence[Sequence[Rows]], encoder: Encoder, tokenizer: Any, max_length: int, *, skip_bad: bool, cache: Path
+) -> Encoded:
+    """Encode each source's files, or map what an earlier run with the same rows, task and tokenizer has encoded.
+
+    With several processes one encodes and the others wait for a file lock, holding no collective.
+    Raises `UserError` naming file and row for rows that cannot be used, unless `skip_bad`.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    parts: list[Dataset] = []
+    sizes, skipped, longest, keys = [], [], 0, []
+    for files in sources:
+        start = size = 0
+        for rows in files:
+            path, notes = _encode_file(
+                rows, encoder, tokenizer, max_length, skip_bad=skip_bad, cache=cache, start=start
+            )
+            parts.append(Dataset.from_file(str(path)))
+            start, size = start + len(rows.dataset), size + len(parts[-1])
+            skipped += [*rows.skipped, *notes["skipped"]]
+            longest += notes["longest"]
+            keys.append(path.stem)
+        if not size:
+            raise UserError(f"{files[0].name}: no usable rows: all {len(skipped)} were skipped, first: {skipped[0]}")
+        sizes.append(size)
+    fingerprint = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+    return Encoded(concatenate_datasets(parts), tuple(sizes), tuple(skipped), longest, fingerprint)
+
+
+def _encode_file(
+    rows: Rows, encoder: Encoder, tokenizer: Any, max_length: int, *, skip_bad: bool, cache: Path, start: int
+) -> tuple[Path, dict[str, Any]]:
+    from filelock import FileLock
+
+    code = inspect.getsource(type(encoder))  # a changed task never meets a stale cache
+    key = (rows.dataset._fingerprint, start, skip_bad, code, encoder.identity, _identity(tokenizer), max_length)
+    target = cache / "encoded" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.arrow"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    notes = target.with_suffix(".json")
+    with FileLock(target.with_suffix(".lock")):
+        if not target.exists():
+            writing = target.with_suffix(".writing")
+            found = _write(rows, encoder, tokenizer, max_length, skip_bad=skip_bad, target=writing, start=start)
+            notes.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(writing, target)
+    return target, json.loads(notes.read_text(encoding="utf-8"))
+
+
+def _write(
+    rows: Rows, encoder: Encoder, tokenizer: Any, max_length: int, *, skip_bad: bool, target: Path, start: int
+) -> dict[str, Any]:
+    import pyarrow as pa
+
+    skipped: list[str] = []
+    longest = 0
+    writer = None
+    dataset = rows.dataset.select_columns([*encoder.columns])
+    with pa.OSFile(str(target), "wb") as sink:
+        for first in range(0, len(dataset), CHUNK):
+            chunk: dict[str, list[Any]] = dataset[first : first + CHUNK]
+            good = _usable(rows, encoder, chunk, first, skipped, skip_bad=skip_bad)
+            usable = {name: [values[row] for row in good] for name, values in chunk.items()}
+            features = encoder.encode(usable, tokenizer, max_length) if good else {}
+            table = _table({"row": [start + first + row for row in good], **features})
+            if good:
+                writer = writer or pa.ipc.new_stream(sink, table.schema)
+                writer.write_table(table)
+                longest += int(np.count_nonzero(np.array(features["length"]) >= max_length))
+        if writer is None:
+            raise UserError(f"{rows.name}: no usable rows: {'; '.join(skipped[:SHOWN])}")
+        writer.close()
+    return {"skipped": skipped, "longest": longest}
+
+
+def _usable(
+    rows: Rows, encoder: Encoder, chunk: dict[str, list[Any]], first: int, skipped: list[str], *, skip_bad: bool
+) -> list[int]:
+    """Return which rows of a chunk can be used; note the others, or raise for them."""
+    good, problems = [], []
+    names = list(chunk)
+    for row, values in enumerate(zip(*chunk.values(), strict=True)):
+        problem = encoder.problem(dict(zip(names, values, strict=True)))
+        if problem is None:
+            good.append(row)
+        else:
+            problems.append(f"{rows.where(first + row)}: {problem}")
+    if problems and not skip_bad:
+        more = f" (and {len(problems) - SHOWN} more like this nearby)" if len(problems) > SHOWN else ""
+        raise UserError("\n".join(problems[:SHOWN]) + more + "\nMend the rows, or set data.on_bad_row=skip")
+    skipped += problems
+    return good
+
+
+def _identity(tokenizer: Any) -> str:
+    """Everything that a tokenizer's output depends on, without the truncation that its last call left behind."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        return repr((type(tokenizer), sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({**state, "truncation": None, "padding": None}, sort_keys=True)
+
+
+def _table(columns: dict[str, list[Any]]) -> pa.Table:
+    """Numbers as int32 (tokens, lengths, labels) or float64; row numbers, which may be large, as int64."""
+    import pyarrow as pa
+
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    small = {pa.int64(): pa.int32(), pa.list_(pa.int64()): pa.list_(pa.int32())}
+    return pa.table({name: array.cast(small.get(array.type, array.type)) if name != "row" else array.cast(pa.int64())
+                     for name, array in arrays.items()})  # fmt: skip
+
+
+def _array(column: pa.ChunkedArray) -> Any:
+    array = column.combine_chunks()
+    if not hasattr(array, "offsets"):
+        return array.to_numpy(zero_copy_only=False)
+    values, offsets = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
+    return [values[start:end] for start, end in pairwise(offsets)]

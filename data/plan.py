@@ -1,0 +1,106 @@
+"""A batch → micro-batches for each process: little padding, bounded memory, equal counts, equal work.
+
+How a batch is cut is a matter of memory and speed, never of learning: the loss is a sum over all its targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one micro-batch may hold, and what it costs to have one more."""
+
+    rows: int | None = None
+    """At most so many rows."""
+    tokens: int | None = None
+    """At most so many tokens, padding counted; a single longer row goes alone."""
+    overhead: int = 0
+    """The fixed cost of one more micro-batch, in tokens that could have been computed in that time."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model at once, as indices into the batch, longest first.
+
+    A `filler` holds a row that another process (or another micro-batch) counts. It is computed with weight 0, because
+    all processes must go through the model equally often.
+    """
+
+    rows: Indices
+    filler: bool = False
+
+
+def cut(lengths: Indices, bounds: Bounds, world: int = 1) -> list[Indices]:
+    """Cut rows into groups of similar length at the least total cost; return indices, longest group first.
+
+    Every group keeps `bounds` for each of `world` processes that share it. The cost is sum(rows x longest row) +
+    overhead x groups, in tokens; the optimum is found by dynamic programming over the rows in order of length
+    (an optimal group is contiguous there): O(rows x largest group), 0.3 ms for 32 rows.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    columns = -(-len(order) // world)  # a column: `world` neighbours in length, one for each process
+    longest = lengths[order[::world]].astype(np.int64)
+    best = np.zeros(columns + 1)
+    previous = np.zeros(columns + 1, dtype=np.int64)
+    first = 0
+    for end in range(1, columns + 1):
+        while first < end - 1 and not _fits(end - first, int(longest[first]), bounds):
+            first += 1  # bounds only get harder to keep as the group grows to the left
+        starts = np.arange(first, end)
+        costs = best[first:end] + (end - starts) * longest[first:end] * world + bounds.overhead * world
+        choice = int(np.argmin(costs))
+        best[end], previous[end] = costs[choice], first + choice
+    groups = []
+    end = columns
+    while end > 0:
+        start = int(previous[end])
+        groups.append(order[start * world : end * world])
+        end = start
+    return groups[::-1]
+
+
+def _fits(rows: int, longest: int, bounds: Bounds) -> bool:
+    return (bounds.rows is None or rows <= bounds.rows) and (bounds.tokens is None or rows * longest <= bounds.tokens)
+
+
+def plan_batch(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatch]]:
+    """Return the micro-batches of each process for one update: `world` lists of equal length.
+
+    Neighbours in length are dealt out one to each process, in alternating direction, so that all processes hold
+    the same number of rows (or one less), of nearly the same lengths, in every micro-batch.
+    """
+    groups = cut(lengths, bounds, world)
+    return [[_share(group, process, world) for group in groups] for process in range(world)]
+
+
+def _share(group: Indices, process: int, world: int) -> MicroBatch:
+    places = np.arange(len(group))
+    column, place = places // world, places % world
+    mine = group[np.where(column % 2 == 0, place, world - 1 - place) == process]
+    return MicroBatch(mine) if len(mine) else MicroBatch(group[-1:], filler=True)
+
+
+def plan_evaluation(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatch]]:
+    """Return the micro-batches of each process for an evaluation: every row once, `world` lists of equal length.
+
+    The cut does not depend on `world`, so that each prediction is computed in the same company, to the last bit,
+    however many processes share the work.
+    """
+    groups = cut(lengths, bounds)
+    shares = [[MicroBatch(group) for group in groups[process::world]] for process in range(world)]
+    most = max(len(share) for share in shares)
+    return [share + [MicroBatch(groups[-1], filler=True)] * (most - len(share)) for share in shares]
+
+
+def padding_efficiency(lengths: Indices, micro_batches: list[MicroBatch]) -> tuple[int, int]:
+    """Return (real tokens, computed tokens) of micro-batches; their ratio is the padding efficiency."""
+    real = sum(int(lengths[part.rows].sum()) for part in micro_batches if not part.filler)
+    computed = sum(len(part.rows) * int(lengths[part.rows].max()) for part in micro_batches)
+    return real, computed

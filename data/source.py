@@ -1,0 +1,153 @@
+"""Where rows come from: Hub names, local files, saved data sets and package data; opened memory-mapped."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from data import package, text_files
+from data.errors import UserError
+from data.section import Section, operational
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BINARY = (".parquet", ".arrow")
+SUFFIXES = (*text_files.READERS, *BINARY)
+
+
+class Source(Section):
+    """One place that rows come from."""
+
+    path: str = Field(description="Hub name, local file, glob or saved data set, or package:NAME/path.")
+    name: str | None = Field(None, description="Configuration of a Hub data set.")
+    split: str | None = Field(None, description="Split of a Hub or saved data set; default: the role it is used in.")
+    revision: str | None = Field(None, description="Revision of a Hub data set.")
+    weight: float | None = Field(
+        None, gt=0, description="Share in the mixture, relative to the other sources' weights."
+    )
+
+
+def _listed(value: object) -> object:
+    """Accept a path, a mapping, or a list of either."""
+    entries = value if isinstance(value, list | tuple) else [value]
+    return tuple({"path": entry} if isinstance(entry, str) else entry for entry in entries)
+
+
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class DataConfig(Section):
+    """The rows to train on and to judge on, and how they become tokens."""
+
+    train: Sources = Field(description="One source or a list of them; a list is mixed, by weight if weights are given.")
+    validation: Sources | None = Field(None, description="Judged on during training, and at the end.")
+    test: Sources | None = Field(None, description="Judged on once, at the end.")
+    max_length: int | None = Field(
+        None, ge=4, description="Longer examples are cut to so many tokens. Default: what the model takes, 512 at most."
+    )
+    on_bad_row: Literal["error", "skip"] = Field("error", description="What to do with rows that cannot be used.")
+    cache: str | None = operational(None, "Folder of encoded data; default: beside the cache of `datasets`.")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one file or split, memory-mapped. `lines` says that rows carry their line number in LINE."""
+
+    dataset: Dataset
+    name: str
+    lines: bool = False
+    skipped: tuple[str, ...] = ()
+
+    def where(self, row: int) -> str:
+        """Name a row as the user would look it up: "reviews.jsonl, line 12" or "train.parquet, row 11"."""
+        if self.lines:
+            return f"{self.name}, line {self.dataset[row][text_files.LINE]}"
+        return f"{self.name}, row {row} (from 0)"
+
+
+def open_rows(source: Source, role: str, *, skip_bad: bool, cache: Path, token: str | None) -> list[Rows]:
+    """Open a source; one `Rows` for each file of a glob, in the order of their names.
+
+    Rows stay on disk. Text files are read once into an Arrow file under `cache`; several processes may call this at
+    once: one reads, the others wait for it and map the same file. Raises `UserError` with the file and the remedy.
+    """
+    path = Path(package.resolve(source.path)).expanduser()
+    files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)]
+    if not files:
+        raise UserError(f"data.{role}: no file matches {source.path!r} (looked from {Path.cwd()})")
+    if path.is_dir():
+        opened = [Rows(_saved(path, source, role), source.path)]
+    elif path.suffix.lower() in SUFFIXES or Path(files[0]).is_file():
+        opened = [_open_file(Path(file), role, skip_bad=skip_bad, cache=cache) for file in files]
+    else:
+        opened = [Rows(_hub(source, role, token), source.path)]
+    if not any(len(rows.dataset) for rows in opened):
+        raise UserError(f"data.{role}: {source.path} holds no rows")
+    return opened
+
+
+def _open_file(file: Path, role: str, *, skip_bad: bool, cache: Path) -> Rows:
+    from datasets import Dataset
+
+    suffix = file.suffix.lower()
+    if not file.is_file():
+        raise UserError(f"data.{role}: there is no file {str(file)!r} (looked from {Path.cwd()})")
+    if suffix in text_files.READERS:
+        arrow, skipped = text_files.convert(file, cache, skip_bad=skip_bad)
+        return Rows(Dataset.from_file(str(arrow)), file.name, lines=True, skipped=skipped)
+    if suffix not in BINARY:
+        raise UserError(f"data.{role}: cannot read {file.name!r}: known endings are {', '.join(SUFFIXES)}")
+    try:
+        if suffix == ".parquet":
+            rows = Dataset.from_parquet(str(file), cache_dir=str(cache / "parquet"))
+        else:
+            rows = Dataset.from_file(str(file))
+    except Exception as error:  # pyarrow and datasets raise many kinds
+        raise UserError(f"data.{role}: {file} is not a readable {suffix[1:]} file: {_first_line(error)}") from error
+    return Rows(rows, file.name)
+
+
+def _saved(path: Path, source: Source, role: str) -> Dataset:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        saved = load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"data.{role}: the folder {str(path)!r} is no saved data set (`save_to_disk` writes them); "
+            f"to read the files in it give a glob such as {source.path}/*.parquet"
+        ) from error
+    rows = _split(saved, source, role) if isinstance(saved, DatasetDict) else saved
+    return rows.flatten_indices() if rows._indices is not None else rows  # rows in the order of the file read fast
+
+
+def _hub(source: Source, role: str, token: str | None) -> Dataset:
+    from datasets import load_dataset
+
+    try:
+        loaded = load_dataset(source.path, source.name, revision=source.revision, token=token)
+    except Exception as error:  # network, permission and name errors of several libraries
+        raise UserError(
+            f"data.{role}: {source.path!r} is no local file (looked from {Path.cwd()}), and loading it from the Hub "
+            f"failed: {_first_line(error)}. Give a local path ({', '.join(SUFFIXES)}), or check name and network"
+        ) from error
+    return _split(loaded, source, role)
+
+
+def _split(splits: dict[str, Dataset], source: Source, role: str) -> Dataset:
+    wanted = source.split or role
+    if wanted not in splits:
+        raise UserError(
+            f"data.{role}: {source.path} has no split {wanted!r}; it has {', '.join(splits)}. Choose one with "
+            f"data.{role}.split"
+        )
+    return splits[wanted]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

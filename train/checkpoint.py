@@ -1,0 +1,184 @@
+"""Checkpoints that are whole or do not exist, and what they remember besides the weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from data.errors import UserError
+from train import manifest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger("train")
+
+STATE = "state.json"
+
+
+@dataclass
+class State:
+    """Everything a run knows besides weights and optimizer. No generator state: randomness is derived."""
+
+    update: int = 0
+    best_update: int = 0
+    best_value: float | None = None
+    waited: int = 0
+    """Evaluations since the best one."""
+    evaluated: int = 0
+    """The last update after which there was an evaluation."""
+    data: str = ""
+    """Fingerprint of the encoded training data: positions mean nothing without it."""
+    seconds: float = 0.0
+    tokens: int = 0
+    computed: int = 0
+    legs: list[str] = field(default_factory=list)
+    """Where it ran: processes, device and precision, one entry for each change."""
+
+
+class Checkpoints:
+    """The checkpoints of a run, under `folder`, named by update; all methods are called on every process.
+
+    Each is written beside, flushed, completed by a manifest of hashes and renamed; only then are older ones removed,
+    all but the newest `keep` and the best. A failed save is reported, harms nothing and stops nothing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        *,
+        keep: int,
+        best: str | None,
+        higher_is_better: bool,
+        patience: int | None,
+    ) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+        self.keep = keep
+        self.best = best
+        self.higher_is_better = higher_is_better
+        self.patience = patience
+        self.state = State()
+        self.failed = False
+        """Whether the last save failed."""
+
+    def path(self, update: int) -> Path:
+        """Return the folder of the checkpoint after `update` updates."""
+        return self.folder / f"update-{update:08d}"
+
+    def judge(self, update: int, figures: Mapping[str, float]) -> None:
+        """Note an evaluation: is it the best so far?"""
+        self.state.evaluated = update
+        if self.best is None:
+            return
+        value, best = figures[self.best], self.state.best_value
+        better = best is None or (value > best if self.higher_is_better else value < best)
+        if better and not math.isnan(value):
+            self.state.best_update, self.state.best_value, self.state.waited = update, value, 0
+        else:
+            self.state.waited += 1
+
+    def is_best(self, update: int) -> bool:
+        """Whether the evaluation after `update` was the best so far, so that its model must be kept."""
+        return self.best is not None and self.state.best_update == update
+
+    def out_of_patience(self) -> bool:
+        """Whether `patience` evaluations in a row were no better than the best."""
+        return self.patience is not None and self.state.waited >= self.patience
+
+    def save(self, update: int) -> None:
+        """Write the checkpoint after `update` updates, on all processes together."""
+        self.state.update = update
+        writing = self.folder / f".{self.path(update).name}.writing"
+        try:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(writing, ignore_errors=True)
+                writing.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            self._write(writing)
+            problem = ""
+        except Exception as error:  # disk full, no permission: torch, safetensors and the system raise different kinds
+            problem = f"{type(error).__name__}: {error}"
+        self.failed = self._anywhere(problem != "")
+        if self.accelerator.is_main_process and not self.failed:
+            try:
+                manifest.publish(writing, self.path(update))
+                self._rotate()
+            except OSError as error:
+                self.failed, problem = True, str(error)
+        self.failed = self._anywhere(self.failed)
+        if self.failed and self.accelerator.is_main_process:
+            shutil.rmtree(writing, ignore_errors=True)
+            log.warning(
+                "the checkpoint after update %d could not be written (%s). Training goes on; older checkpoints are "
+                "whole. Free space on the disk or mend the permissions of %s",
+                update,
+                problem or "another process failed",
+                self.folder,
+            )
+
+    def load(self, update: int) -> None:
+        """Bring model, optimizer and state back to the checkpoint after `update` updates."""
+        self.state = State(**json.loads((self.path(update) / STATE).read_text(encoding="utf-8")))
+        self.load_weights(update)
+
+    def load_weights(self, update: int) -> None:
+        """Bring model and optimizer back, but leave the state as it is."""
+        self.accelerator.load_state(str(self.path(update)))
+
+    def newest(self) -> int | None:
+        """Return the update of the newest checkpoint that verifies, or None; the same on all processes.
+
+        Damaged ones are reported and set aside as `damaged-update-...`. The main process reads every byte of each.
+        """
+        found: list[int | None] = [self._newest() if self.accelerator.is_main_process else None]
+        broadcast_object_list(found)
+        return found[0]
+
+    def check_data(self, fingerprint: str, *, anyway: bool) -> None:
+        """Refuse to go on with other training rows than the checkpoint was made from."""
+        if self.state.data not in ("", fingerprint) and not anyway:
+            raise UserError(
+                "data.train: the rows are not those that this run began with, so its order of examples has no "
+                "meaning. Bring them back, choose another output folder, or go on with --resume-anyway"
+            )
+        self.state.data = fingerprint
+
+    def _newest(self) -> int | None:
+        for folder in sorted(self.folder.glob("update-*"), reverse=True):
+            problem = manifest.problem(folder)
+            if problem is None:
+                return int(folder.name.removeprefix("update-"))
+            aside = folder.with_name(f"damaged-{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(folder, aside)
+            log.warning("rejected the checkpoint %s: %s. It is kept as %s", folder.name, problem, aside.name)
+        return None
+
+    def _write(self, writing: Path) -> None:
+        self.accelerator.save_state(str(writing), safe_serialization=True)
+        (writing / f"random_states_{self.accelerator.process_index}.pkl").unlink(missing_ok=True)
+        if self.accelerator.is_main_process:
+            (writing / STATE).write_text(json.dumps(asdict(self.state), indent=1), encoding="utf-8")
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether `flag` is set on any process. Also makes everyone wait for the slowest."""
+        tensor: Any = torch.tensor([float(flag)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(tensor, "sum").item() > 0)
+
+    def _rotate(self) -> None:
+        folders = sorted(self.folder.glob("update-*"), reverse=True)
+        for folder in folders[self.keep :]:
+            if folder != self.path(self.state.best_update):
+                shutil.rmtree(folder, ignore_errors=True)

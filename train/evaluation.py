@@ -1,0 +1,90 @@
+"""Every example exactly once, on any number of processes, and the same figures on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+
+from data.encode import Encoded
+from data.plan import Bounds, MicroBatch, plan_evaluation
+from train import metrics
+from train.tasks.base import Arrays, Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+
+@dataclass
+class Evaluator:
+    """Judges a model on one set of examples. `role` begins the names of its figures: "validation/accuracy"."""
+
+    role: str
+    accelerator: Accelerator
+    model: nn.Module
+    task: Task
+    encoded: Encoded
+    bounds: Bounds
+    choices: list[metrics.Choice]
+    found: Arrays = field(default_factory=dict)
+    """The predictions of the last evaluation, by example id; on the main process only."""
+
+    def __call__(self) -> dict[str, float]:
+        """Return the figures, the same on all processes. The micro-batches, and so the predictions, do not depend on
+        how many processes share them."""
+        training = self.model.training
+        self.model.eval()
+        ids, arrays = self._predict()
+        self.model.train(training)
+        shares = [(ids, arrays)]
+        if self.accelerator.num_processes > 1:
+            shares = gather_object(shares)
+        figures: list[dict[str, float]] = [self._judge(shares) if self.accelerator.is_main_process else {}]
+        broadcast_object_list(figures)
+        return figures[0]
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield the last evaluation's predictions in the order of the rows, each with its `row` (from 0)."""
+        rows = self.encoded.column("row").tolist()
+        for row, record in zip(rows, self.task.records(self.found), strict=True):
+            yield {"row": row, **record}
+
+    @cached_property
+    def _metrics(self) -> list[Any]:
+        """Loaded when first needed: importing `evaluate` takes seconds."""
+        return [metrics.load(choice) for choice in self.choices]
+
+    @cached_property
+    def _parts(self) -> list[MicroBatch]:
+        plan = plan_evaluation(self.encoded.column("length"), self.bounds, self.accelerator.num_processes)
+        return plan[self.accelerator.process_index]
+
+    def _predict(self) -> tuple[Any, Arrays]:
+        ids, found = [], []
+        for part in self._parts:
+            tensors = send_to_device(self.task.collate(self.encoded.features(part.rows)), self.accelerator.device)
+            with torch.no_grad():
+                predicted = self.task.predict(self.model, tensors)
+            if not part.filler:
+                ids.append(part.rows)
+                found.append({name: tensor.cpu().numpy() for name, tensor in predicted.items()})
+        if not ids:  # fewer micro-batches than processes
+            return np.zeros(0, dtype=np.int64), {}
+        return np.concatenate(ids), {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def _judge(self, shares: list[tuple[Any, Arrays]]) -> dict[str, float]:
+        shares = [share for share in shares if len(share[0])]
+        ids = np.concatenate([share[0] for share in shares])
+        order = np.argsort(ids)
+        assert np.array_equal(ids[order], np.arange(len(self.encoded.dataset))), "an example is missing or repeated"
+        self.found = {name: np.concatenate([share[1][name] for share in shares])[order] for name in shares[0][1]}
+        targets = int(self.encoded.column("targets").sum())
+        figures = {"loss": float(self.found["loss"].sum(dtype=np.float64)) / targets}
+        figures.update(metrics.compute(self._metrics, self.task.outputs(self.found)))
+        return {f"{self.role}/{name}": value for name, value in figures.items()}

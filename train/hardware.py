@@ -1,0 +1,77 @@
+"""Where a run happens: precision, the Accelerator, threads, and the seed of dropout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from data.errors import UserError
+from data.order import derive
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
+
+
+def build_accelerator(precision: str) -> tuple[Accelerator, str]:
+    """Return the Accelerator and the precision it computes in; starts the process group if there are several.
+
+    A mixed precision that `accelerate` itself was told (its config file or --mixed_precision) wins over `precision`.
+    Raises `UserError` for a precision that this hardware would silently not use.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    chosen = told if told != "no" else resolve(precision)
+    if chosen == "fp16" and not torch.cuda.is_available():
+        raise UserError("precision: fp16 needs a GPU (on CPU it would have no effect); use bf16 or fp32")
+    if chosen == "fp64" and torch.cuda.is_available() is False and torch.backends.mps.is_available():
+        raise UserError("precision: fp64 does not exist on this device; use fp32")
+    if not torch.cuda.is_available():
+        _set_threads()
+    reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    mixed = chosen if chosen in ("bf16", "fp16", "fp8") else "no"
+    return Accelerator(mixed_precision=mixed, kwargs_handlers=[reduction]), chosen
+
+
+def resolve(precision: str) -> str:
+    """Return "auto" as bf16 where the hardware is fast at it, else fp32; other precisions unchanged."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def _set_threads() -> None:
+    """Give each process on this machine its share of the cores: spinning threads slow each other down tenfold."""
+    import torch
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if local > 1 or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores // local))
+
+
+def seed_dropout(seed: int, update: int, process: int) -> None:
+    """Make everything random in the model's forward pass depend on (seed, update, process) alone."""
+    import torch
+
+    torch.manual_seed(derive(seed, "dropout", update, process))
+
+
+def describe(device: torch.device) -> str:
+    """Name the device as its owner would: the GPU's name, or the processor's and its cores."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"

@@ -1,0 +1,126 @@
+"""What a run says while it goes on: to the console, to its files and to the trackers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.batches import Batch
+from data.encode import Encoded
+from train.checkpoint import State
+from train.tracking import Tracker
+from train.update import Learner, Report
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+log = logging.getLogger("train")
+
+
+class Journal:
+    """Counts what is done and reports it: a live bar on a terminal, one line per log interval elsewhere.
+
+    Every process has one; only the main process's (`speaks`) writes.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        learner: Learner,
+        encoded: Encoded,
+        output: Path,
+        state: State,
+        *,
+        updates: int,
+        speaks: bool,
+    ) -> None:
+        self.tracker = tracker
+        self.learner = learner
+        self.encoded = encoded
+        self.skips = output / "skipped_updates.jsonl"
+        self.state = state
+        self.updates = updates
+        self.speaks = speaks
+        self.began = self.counted = self.logged = time.perf_counter()
+        self.first = state.update
+        self.tokens = 0
+        """Real tokens since the last log."""
+        self.bar: tqdm[Any] | None = None
+        if speaks and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=updates, initial=state.update, unit="update", dynamic_ncols=True)
+
+    def count(self, number: int, batch: Batch) -> None:
+        """Take note of update `number`."""
+        self.tokens += batch.tokens
+        self.state.tokens += batch.tokens
+        self.state.computed += batch.computed * self.learner.accelerator.num_processes
+        if self.bar is not None:
+            self.bar.update(number - self.bar.n)
+
+    def log(self, number: int, report: Report) -> None:
+        """Report the loss and rate of update `number`, and the speed since the last report. Waits for the device."""
+        figures = report.figures()
+        now = time.perf_counter()
+        figures["train/tokens_per_second"] = self.tokens / (now - self.logged)
+        self.logged, self.tokens = now, 0
+        self.settle()
+        self.tracker.log(number, figures)
+        shown = f"loss {figures['train/loss']:.4f}  lr {figures['train/lr']:.2e}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{shown}  {figures['train/tokens_per_second']:,.0f} tokens/s")
+        else:
+            left = (now - self.began) / max(1, number - self.first) * (self.updates - number)
+            rate = f"{figures['train/tokens_per_second']:,.0f} tokens/s  {clock(left)} left"
+            self.say(f"update {number}/{self.updates}  {shown}  {rate}")
+
+    def evaluated(self, number: int, figures: Mapping[str, float]) -> None:
+        """Report an evaluation after update `number`. Its time does not count as training's."""
+        self.tracker.log(number, figures)
+        self.say(f"update {number}/{self.updates}  " + "  ".join(f"{name} {figures[name]:.4f}" for name in figures))
+        self.counted = self.logged = time.perf_counter()
+        self.tokens = 0
+
+    def settle(self) -> None:
+        """Bring the state's clock up to date, and record updates that were left out. Waits for the device."""
+        now = time.perf_counter()
+        self.state.seconds += now - self.counted
+        self.counted = now
+        for number, examples in self.learner.skipped():
+            if self.speaks:
+                rows = self.encoded.features(self.encoded_ids(examples))["row"].tolist()
+                with self.skips.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps({"update": number, "examples": examples, "rows": rows}) + "\n")
+                log.warning("update %d was left out: its loss or gradient is not finite; see %s", number, self.skips)
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one; on the main process only."""
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        elif self.speaks:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+
+    @staticmethod
+    def encoded_ids(examples: list[int]) -> Any:
+        """Return example ids as the array that `Encoded.features` takes."""
+        import numpy as np
+
+        return np.array(examples, dtype=np.int64)
+
+
+def clock(seconds: float) -> str:
+    """Return "1:02:03" or "2:03"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,61 @@
+"""The loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from data.batches import Batch
+from train.checkpoint import Checkpoints
+from train.journal import Journal
+from train.update import Learner
+
+
+@dataclass(frozen=True)
+class Every:
+    """Intervals in updates; 0 is never."""
+
+    log: int
+    evaluate: int
+    save: int
+
+
+def fit(
+    learner: Learner,
+    batches: Iterable[tuple[int, Batch]],
+    evaluate: Callable[[int], None],
+    journal: Journal,
+    checkpoints: Checkpoints,
+    *,
+    updates: int,
+    every: Every,
+) -> None:
+    """Train until `updates` have been made in all; log, evaluate and save on the way.
+
+    `batches` begin where the last checkpoint stopped. A request to stop is honoured after the update at hand, with a
+    checkpoint; an evaluation that it leaves out is made up for when the run goes on.
+    """
+    done = checkpoints.state.update
+    if is_time(every.evaluate, done, done == updates) and checkpoints.state.evaluated < done:
+        evaluate(done)
+    if checkpoints.out_of_patience():
+        return
+    for number, batch in batches:
+        report = learner.update(number, batch)
+        journal.count(number, batch)
+        last, stop = number == updates, report.stop()
+        if is_time(every.log, number, last):
+            journal.log(number, report)
+        if is_time(every.evaluate, number, last) and not stop:
+            evaluate(number)
+        over = last or stop or checkpoints.out_of_patience()
+        if is_time(every.save, number, over) or checkpoints.is_best(number):
+            journal.settle()
+            checkpoints.save(number)
+        if over:
+            break
+
+
+def is_time(interval: int, number: int, last: bool) -> bool:
+    """Whether something that happens every `interval` updates, and at the end, happens after update `number`."""
+    return interval > 0 and number > 0 and (last or number % interval == 0)

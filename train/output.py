@@ -1,0 +1,66 @@
+"""The output folder: whose run it is, and the files that others rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.errors import UserError
+from train.config import RunConfig, changes, validate
+
+DONE = "DONE"
+
+
+def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
+    """Return whether the run in the output folder is already finished; writes nothing.
+
+    Raises `UserError` when the folder belongs to another run, naming the keys that differ, unless `resume_anyway`.
+    """
+    output = Path(config.output)
+    file = output / "config.yaml"
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output: {output} is a file; name a folder")
+    if not file.exists():
+        if output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):
+            raise UserError(f"output: the folder {output} holds something that is not a run; name another folder")
+        return False
+    old = validate(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+    different = changes(old, config)
+    if different and not resume_anyway:
+        raise UserError(
+            f"output: the folder {output} holds another run. These keys differ:\n  "
+            + "\n  ".join(different)
+            + "\nGive the values back, choose another output, or go on all the same with --resume-anyway"
+        )
+    return (output / DONE).exists() and not different
+
+
+def begin(config: RunConfig) -> None:
+    """Make the folder, with the resolved config in it; a finished run that goes on is no longer done."""
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / DONE).unlink(missing_ok=True)
+    write(output / "config.yaml", yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writing = file.with_name(f".{file.name}.writing")
+    writing.write_text(text, encoding="utf-8")
+    os.replace(writing, file)
+
+
+def write_json(file: Path, value: Mapping[str, Any]) -> None:
+    """Write one JSON object, indented."""
+    write(file, json.dumps(value, indent=1) + "\n")
+
+
+def write_json_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    write(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -1,0 +1,61 @@
+"""The results of a run, for programs (result.json) and for people (the model card)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from train.checkpoint import State
+from train.config import RunConfig
+
+
+def results(figures: Mapping[str, float], state: State, *, examples: int, world: int, precision: str) -> dict[str, Any]:
+    """Return the contents of result.json. `seconds` and tokens are those of training, over all resumptions."""
+    return {
+        "metrics": dict(figures),
+        "updates": state.update,
+        "examples": examples,
+        "seconds": round(state.seconds, 3),
+        "tokens_per_second": round(state.tokens / state.seconds, 1) if state.seconds else None,
+        "padding_efficiency": round(state.tokens / state.computed, 4) if state.computed else None,
+        "world_size": world,
+        "precision": precision,
+        "best_update": state.best_update or None,
+    }
+
+
+def card(config: RunConfig, figures: Mapping[str, float], *, updates: int, pipeline: str) -> str:
+    """Return the README.md of the exported model: what it is, how it scores, how to use it, how it was made."""
+    head = {
+        "library_name": "transformers",
+        "pipeline_tag": pipeline,
+        "base_model": config.model.path,
+        "tags": ["lockstep"],
+    }
+    if ":" in config.model.path or config.model.path.startswith((".", "/")):
+        del head["base_model"]  # the Hub accepts only its own names there
+    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items())
+    return f"""---
+{yaml.safe_dump(head, sort_keys=False)}---
+
+# {config.task.name.replace("_", " ")} from {config.model.path}
+
+Fine-tuned with Lockstep: {updates:,} updates of {config.batch_size} examples.
+
+| figure | value |
+|---|---|
+{rows or "| none | |"}
+
+```python
+from transformers import pipeline
+
+predict = pipeline("{pipeline}", model="path/to/this/folder")
+```
+
+The config of the run:
+
+```yaml
+{yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)}```
+"""

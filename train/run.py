@@ -1,0 +1,274 @@
+"""Assembly: the one file that knows everybody. Rows → tokens → model → loop → results."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data.batches import Batches
+from data.encode import Encoded, encode_sources
+from data.errors import UserError
+from data.order import Order, shares
+from data.plan import Bounds
+from data.source import Rows, open_rows
+from train import hardware, metrics, output, plugins, report, signals, tasks
+from train.checkpoint import Checkpoints
+from train.config import RunConfig
+from train.durations import in_updates, total_updates
+from train.evaluation import Evaluator
+from train.journal import Journal, clock
+from train.loop import Every, fit
+from train.model import export, load_model, load_tokenizer, longest_input
+from train.optim import build_optimizer, rate
+from train.tasks.base import Task, check_columns
+from train.tracking import Tracker
+from train.update import Learner
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
+"""What one more micro-batch costs, in tokens that could be computed in that time."""
+
+MICRO_BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a run is made from. To read it writes nothing, so bad input leaves no trace."""
+
+    accelerator: Accelerator
+    precision: str
+    tokenizer: Any
+    model: Any
+    new_parameters: list[str]
+    task: Task
+    splits: dict[str, Encoded]
+    max_length: int
+
+
+def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
+    """Carry out a run, or what is left of it; return the exit code of the process.
+
+    0: finished, or stopped on request with a checkpoint. 1: the last checkpoint could not be written.
+    Raises `UserError` before anything is written if config, data or model cannot be used.
+    """
+    if output.claim(config, resume_anyway=resume_anyway):
+        if os.environ.get("RANK", "0") == "0":
+            print(f"this run is finished; its results are in {config.output}")
+        return 0
+    ingredients = _read(config)
+    accelerator = ingredients.accelerator
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        output.begin(config)
+    batches, bounds = _batches(config, ingredients)
+    per_epoch = batches.order.updates_per_epoch
+    updates = total_updates(config.epochs, config.updates, per_epoch)
+    learner = _learner(config, ingredients, per_epoch, updates)
+    evaluators = _evaluators(config, ingredients, learner.model, bounds)
+    checkpoints = _checkpoints(config, accelerator)
+    newest = checkpoints.newest()
+    if newest is not None:
+        checkpoints.load(newest)
+    checkpoints.check_data(ingredients.splits["train"].fingerprint, anyway=resume_anyway)
+    tracker = Tracker(accelerator, Path(config.output), config.tracking, config.dump(), checkpoints.state.update)
+    journal = Journal(
+        tracker, learner, batches.encoded, Path(config.output), checkpoints.state,
+        updates=updates, speaks=accelerator.is_main_process,
+    )  # fmt: skip
+    _announce(config, ingredients, batches, updates, journal)
+
+    def evaluate(number: int) -> None:
+        journal.settle()
+        figures = evaluators["validation"]()
+        journal.evaluated(number, figures)
+        checkpoints.judge(number, figures)
+
+    fit(
+        learner,
+        batches.between(checkpoints.state.update, updates),
+        evaluate,
+        journal,
+        checkpoints,
+        updates=updates,
+        every=Every(
+            log=in_updates(config.tracking.log_every, per_epoch, updates),
+            evaluate=max(1, in_updates(config.evaluate.every, per_epoch, updates)) if "validation" in evaluators else 0,
+            save=max(1, in_updates(config.checkpoint.every, per_epoch, updates)),
+        ),
+    )
+    journal.close()
+    if checkpoints.state.update == updates or checkpoints.out_of_patience():
+        _finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
+    else:
+        journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
+    tracker.finish()
+    return 1 if checkpoints.failed else 0
+
+
+def _read(config: RunConfig) -> Ingredients:
+    """Open rows, tokenizer and model, and encode the rows (or map what is encoded already)."""
+    from datasets import config as datasets_config
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    accelerator, precision = hardware.build_accelerator(config.precision)
+    if config.batch_size < accelerator.num_processes:
+        raise UserError(
+            f"batch_size: {config.batch_size} examples cannot be shared by {accelerator.num_processes} processes; "
+            "raise it, or start fewer"
+        )
+    token = config.hub_token.get_secret_value() if config.hub_token else None
+    skip_bad = config.data.on_bad_row == "skip"
+    cache = Path(config.data.cache or datasets_config.HF_DATASETS_CACHE / "lockstep").expanduser()
+    roles = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+    rows: dict[str, list[list[Rows]]] = {
+        role: [open_rows(source, role, skip_bad=skip_bad, cache=cache, token=token) for source in sources]
+        for role, sources in roles.items()
+        if sources
+    }
+    tokenizer = load_tokenizer(config.model, token)
+    plugin = plugins.load(tasks, "task", config.task.name)
+    task: Task = plugin.task.prepare(config.task, [part for source in rows["train"] for part in source], tokenizer)
+    for choice in (metrics.parse(entry) for entry in config.metrics):
+        metrics.check(choice, task.kind)
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    model, new = load_model(
+        config.model, task.model_class, task.model_config, dtype=dtype, seed=config.seed, token=token
+    )
+    limit = longest_input(model.config, tokenizer)
+    max_length = config.data.max_length or min(512, limit)
+    if max_length > limit:
+        raise UserError(f"data.max_length: {max_length} is more than the {limit} tokens that {config.model.path} takes")
+    splits = {}
+    for role, sources in rows.items():
+        for source in sources:
+            check_columns(source, task.columns, f"data.{role}")
+        splits[role] = encode_sources(sources, task, tokenizer, max_length, skip_bad=skip_bad, cache=cache)
+    task = task.informed(splits["train"])
+    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length)
+
+
+def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
+    """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
+    accelerator, train = ingredients.accelerator, ingredients.splits["train"]
+    overhead = CUT_OVERHEAD.get(accelerator.device.type, CUT_OVERHEAD["cuda"])
+    tokens = config.micro_batch_tokens or (None if config.micro_batch_size else MICRO_BATCH_TOKENS)
+    weights = [source.weight for source in config.data.train]
+    if any(weights) and not all(weights):
+        raise UserError("data.train: give every source a weight, or none")
+    order = Order(train.sizes, shares(list(train.sizes), weights), config.batch_size, config.seed)
+    batches = Batches(
+        train,
+        order,
+        Bounds(config.micro_batch_size, tokens, overhead),
+        ingredients.task.collate,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    return batches, Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)
+
+
+def _learner(config: RunConfig, ingredients: Ingredients, per_epoch: int, updates: int) -> Learner:
+    """Return the model and optimizer, prepared by Accelerate, with the rule by which they learn."""
+    settings = config.optim
+    warmup, decay = (in_updates(value, per_epoch, updates) for value in (settings.warmup, settings.decay))
+    if warmup >= updates > 1:
+        raise UserError(f"optim.warmup: {settings.warmup} is {warmup} updates, but the run has only {updates}")
+    model, optimizer = ingredients.accelerator.prepare(ingredients.model, build_optimizer(ingredients.model, settings))
+    model.train()
+    return Learner(
+        ingredients.accelerator,
+        model,
+        optimizer,
+        ingredients.task.loss,
+        rate(settings, updates, warmup, decay),
+        seed=config.seed,
+        max_grad_norm=settings.max_grad_norm,
+        max_nonfinite=settings.max_nonfinite,
+        stopping=signals.stopping,
+    )
+
+
+def _evaluators(config: RunConfig, ingredients: Ingredients, model: Any, bounds: Bounds) -> dict[str, Evaluator]:
+    chosen = [metrics.parse(entry) for entry in config.metrics or ingredients.task.default_metrics]
+    return {
+        role: Evaluator(role, ingredients.accelerator, model, ingredients.task, encoded, bounds, chosen)
+        for role, encoded in ingredients.splits.items()
+        if role != "train"
+    }
+
+
+def _checkpoints(config: RunConfig, accelerator: Accelerator) -> Checkpoints:
+    settings = config.checkpoint
+    best = settings.best and f"validation/{settings.best.removeprefix('validation/')}"
+    higher = settings.best_is == "highest" or (settings.best_is == "auto" and metrics.higher_is_better(best or ""))
+    folder = Path(config.output) / "checkpoints"
+    return Checkpoints(
+        folder, accelerator, keep=settings.keep, best=best, higher_is_better=higher, patience=settings.patience
+    )
+
+
+def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int, journal: Journal) -> None:
+    """Say what will happen, before it does."""
+    accelerator, splits = ingredients.accelerator, ingredients.splits
+    parameters = sum(parameter.numel() for parameter in ingredients.model.parameters())
+    new = f"; new: {', '.join(ingredients.new_parameters)}" if ingredients.new_parameters else ""
+    processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
+    examples = ", ".join(f"{role} {len(encoded.dataset):,}" for role, encoded in splits.items())
+    journal.say(f"model   {config.model.path}, {parameters:,} parameters{new}")
+    journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
+    journal.say(
+        f"data    {examples} examples; {splits['train'].longest:,} of train reach {ingredients.max_length} tokens"
+    )
+    for role, encoded in splits.items():
+        if encoded.skipped:
+            journal.say(f"        {len(encoded.skipped):,} rows of {role} skipped, the first: {encoded.skipped[0]}")
+            if journal.speaks:
+                output.write(Path(config.output) / f"skipped_rows_{role}.txt", "\n".join(encoded.skipped) + "\n")
+    journal.say(
+        f"plan    {updates:,} updates of {config.batch_size} examples, {batches.order.updates_per_epoch:,} an epoch; "
+        f"padding efficiency {batches.padding_efficiency():.3f}"
+    )
+    if journal.first:
+        journal.say(f"resume  after update {journal.first}")
+
+
+def _finish(
+    config: RunConfig,
+    ingredients: Ingredients,
+    learner: Learner,
+    evaluators: dict[str, Evaluator],
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    order: Order,
+) -> None:
+    """Judge the model to be exported (the best, or the last), and write everything that others rely on."""
+    accelerator, state, folder = ingredients.accelerator, checkpoints.state, Path(config.output)
+    if checkpoints.best and state.best_update not in (0, state.update):
+        checkpoints.load_weights(state.best_update)
+    figures: dict[str, float] = {}
+    for evaluator in evaluators.values():
+        figures.update(evaluator())
+    weights = accelerator.get_state_dict(learner.model)
+    if accelerator.is_main_process:
+        for role, evaluator in evaluators.items():
+            output.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
+        exported = state.best_update or state.update
+        text = report.card(config, figures, updates=exported, pipeline=ingredients.task.pipeline)
+        export(accelerator.unwrap_model(learner.model), ingredients.tokenizer, folder / "model", text, weights)
+        result = report.results(
+            figures, state, examples=order.examples_until(state.update), world=accelerator.num_processes,
+            precision=ingredients.precision,
+        )  # fmt: skip
+        output.write_json(folder / "result.json", result)
+        print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+        print(f"trained {state.update:,} updates in {clock(state.seconds)}; results in {folder}")
+        if not checkpoints.failed:
+            output.write(folder / output.DONE, "")
+    tracker.summary(figures)

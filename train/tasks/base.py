@@ -1,0 +1,120 @@
+"""What every task is to the loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from data.encode import Encoded, Features
+from data.errors import UserError, nearest
+from data.section import Section
+from data.source import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Arrays = dict[str, NDArray[Any]]
+"""Gathered predictions by name, first dimension: examples."""
+
+
+class Task(ABC):
+    """Rows → features → tensors → a loss that is a sum over targets, and predictions.
+
+    Everything before the model is a pure function, so that encoded data can be cached and any batch be made again.
+    Also a `data.encode.Encoder`.
+    """
+
+    kind: Any
+    """What sort of predictions it makes: the metrics ask for it."""
+
+    @classmethod
+    @abstractmethod
+    def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> Task:
+        """Return the task for these training rows: finds columns, kind and labels; raises `UserError`."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the rows that `problem` and `encode` read."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Everything about the task that encoded data depends on."""
+
+    @property
+    @abstractmethod
+    def model_class(self) -> str:
+        """The Auto class of transformers that builds its model."""
+
+    @property
+    @abstractmethod
+    def model_config(self) -> dict[str, Any]:
+        """Keys of the model's config that the task decides, such as the labels."""
+
+    @property
+    @abstractmethod
+    def pipeline(self) -> str:
+        """The `transformers.pipeline` that serves the exported model."""
+
+    @property
+    @abstractmethod
+    def default_metrics(self) -> tuple[str, ...]:
+        """The metrics computed when the config names none."""
+
+    @abstractmethod
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Say what makes a row unusable, or None."""
+
+    @abstractmethod
+    def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """Return features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count)."""
+
+    def informed(self, train: Encoded) -> Task:
+        """Return the task with what it needs to know of the whole training set, such as the frequency of labels."""
+        return self
+
+    @abstractmethod
+    def collate(self, features: Features) -> dict[str, Tensor]:
+        """Return padded tensors, first dimension B: the model's inputs, and the targets under "labels"."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+        """Return the SUM of the loss over all targets, shape ()."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return per-example tensors, first dimension B: "loss" (summed over its targets) and what `outputs` needs."""
+
+    @abstractmethod
+    def outputs(self, found: Arrays) -> Arrays:
+        """Turn gathered predictions into what metrics take: "predictions", "references" and, if any, "scores"."""
+
+    @abstractmethod
+    def records(self, found: Arrays) -> Iterator[dict[str, Any]]:
+        """Yield one JSON-able record an example: its prediction, its reference and, if any, its scores."""
+
+
+def check_columns(rows: Sequence[Rows], wanted: Sequence[str], where: str) -> None:
+    """Raise `UserError` for a file that lacks a column, naming the columns it has."""
+    for part in rows:
+        there = [name for name in part.dataset.column_names if not name.startswith("__")]
+        for name in wanted:
+            if name not in there:
+                raise UserError(
+                    f"{where}: {part.name} has no column {name!r}; it has {', '.join(there)}{nearest(name, there)}"
+                )
+
+
+def inputs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what the model takes: everything but the labels."""
+    return {name: tensor for name, tensor in tensors.items() if name != "labels"}
+
+
+class TaskConfig(Section):
+    """Keys that every task has."""
+
+    name: str

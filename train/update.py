@@ -1,0 +1,120 @@
+"""One optimizer update from one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from numpy.typing import NDArray
+
+from data.batches import Batch
+from data.errors import UserError
+from train.hardware import seed_dropout
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+Loss = Callable[["nn.Module", dict[str, "Tensor"]], "Tensor"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one update has seen, still on the device."""
+
+    totals: Tensor
+    """float64 (2,): the sum of the loss over all targets of the batch, and how many processes ask to stop."""
+    grad_norm: Tensor
+    targets: int
+    rate: float
+
+    def figures(self) -> dict[str, float]:
+        """Return the figures of this update. Waits for the device."""
+        return {
+            "train/loss": self.totals[0].item() / self.targets,
+            "train/grad_norm": self.grad_norm.item(),
+            "train/lr": self.rate,
+        }
+
+    def stop(self) -> bool:
+        """Whether any process has been asked to stop: the same answer everywhere. Waits for the device."""
+        return bool(self.totals[1].item() > 0)
+
+
+@dataclass
+class Learner:
+    """The model, the optimizer and the rule by which they take a batch."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Optimizer
+    loss: Loss
+    rate: Callable[[int], float]
+    seed: int
+    max_grad_norm: float | None
+    max_nonfinite: int
+    stopping: Callable[[], bool] = lambda: False
+    _skipped: list[tuple[int, NDArray[np.int64], Tensor]] = field(default_factory=list)
+    _in_a_row: int = 0
+
+    def update(self, number: int, batch: Batch) -> Report:
+        """Make optimizer update `number` from this process's micro-batches of one batch.
+
+        The loss is the mean over all targets of the batch on all processes, so it does not matter how the batch was
+        cut. Dropout depends on (seed, number, process) alone. A non-finite loss or gradient leaves model and optimizer
+        untouched on all processes. Waits for the device nowhere.
+        """
+        seed_dropout(self.seed, number, self.accelerator.process_index)
+        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
+        total[1] = self.stopping()
+        world = self.accelerator.num_processes
+        for place, part in enumerate(batch.parts, 1):
+            last = place == len(batch.parts)
+            with nullcontext() if last else self.accelerator.no_sync(self.model):  # gradients cross the wire once
+                loss = self.loss(self.model, send_to_device(part.tensors, self.accelerator.device, non_blocking=True))
+                loss = loss * 0 if part.filler else loss
+                self.accelerator.backward(loss * (world / batch.targets))  # DDP and FSDP average over processes
+            total[0] += loss.detach()
+        total = self.accelerator.reduce(total, "sum") if world > 1 else total
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or torch.inf)
+        self._step(number, batch.examples, torch.isfinite(grad_norm) & torch.isfinite(total[0]))
+        return Report(total, grad_norm, batch.targets, self.rate(number))
+
+    def _step(self, number: int, examples: NDArray[np.int64], finite: Tensor) -> None:
+        """Step at the rate for `number`, unless the gradient is not finite: decided on the device, by the kernel."""
+        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # inside Accelerate's wrapper
+        for group in optimizer.param_groups:
+            group["lr"] = self.rate(number)
+        skip = (~finite).to(torch.float32)
+        optimizer.grad_scale, optimizer.found_inf = None, skip  # fused kernels leave everything as it is where 1
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._skipped.append((number, examples, skip))
+
+    def skipped(self) -> list[tuple[int, list[int]]]:
+        """Return (number, example ids) of the updates left out since the last call. Waits for the device.
+
+        Raises `UserError` once `max_nonfinite` updates in a row were left out.
+        """
+        if not self._skipped:
+            return []
+        flags = torch.stack([skip for _, _, skip in self._skipped]).tolist()
+        found = []
+        for (number, examples, _), flag in zip(self._skipped, flags, strict=True):
+            self._in_a_row = self._in_a_row + 1 if flag else 0
+            if flag:
+                found.append((number, examples.tolist()))
+            if self._in_a_row >= self.max_nonfinite:
+                raise UserError(
+                    f"stopped at update {number}: the loss or gradient of {self._in_a_row} updates in a row was not "
+                    f"finite, the last with the examples {examples.tolist()}. The model is as it was before them. "
+                    "Lower optim.lr, use precision=fp32, or look at these rows"
+                )
+        self._skipped.clear()
+        return found
