@@ -37,11 +37,12 @@ DISCREET = {
     "disable_job_creation": True,
     "label_disable": True,  # else it reads the main script
     "console": "off",
-    "symlink": False,  # else the folder links to a log file in the home directory
+    "symlink": False,  # a folder of files can be copied anywhere
+    "x_transaction_log_flush_interval": 0.1,  # the seconds of figures that a kill loses when offline
     "finish_timeout_raises": True,
     "reinit": "finish_previous",
 }
-"""Settings with which W&B records the config, the figures and the versions of Python and itself, and nothing else."""
+"""With these W&B records the config, the figures, and which Python and libraries ran on what kind of system."""
 
 
 class TrackingConfig(Section):
@@ -112,11 +113,14 @@ class Tracker:
             feed.summary.update(figures)
 
     def finish(self, *, complete: bool = True) -> None:
-        """Wait, at most `timeout` seconds, until trackers have everything; then give up with a warning. May be repeated.
+        """Wait, at most `timeout` seconds, until trackers have everything; then give up with a warning.
 
         complete: False if the run will be resumed. Then the last update is held back, since the resumed run may add an
         evaluation to it, and W&B shows the run as preempted, not as finished.
         """
+        if not self._is_main:
+            return
+        self._file.close()
         deadline = time.monotonic() + self._timeout
         for feed in self._feeds:
             feed.close(complete=complete)
@@ -189,19 +193,15 @@ class WandB(Backend):
         from accelerate.tracking import WandBTracker
         from wandb.sdk.lib.import_hooks import unregister_all_post_import_hooks
 
-        settings = wandb.Settings(
-            **DISCREET,
-            init_timeout=self._settings.timeout,
-            x_service_wait=self._settings.timeout,
-            finish_timeout=0.75 * self._settings.timeout,  # its goodbye takes time too
-        )
+        seconds = 0.75 * self._settings.timeout  # so that it is W&B that says what is wrong, before it is given up
+        settings = wandb.Settings(**DISCREET, x_service_wait=seconds, init_timeout=seconds, finish_timeout=seconds)
         wandb.setup(settings)
         tracker = WandBTracker(
             self._settings.project,
             id=run_id,
             resume="allow",
             name=self._settings.name or self._output.resolve().name,
-            tags=self._settings.tags,
+            tags=self._settings.tags or None,  # an empty list would take away those given at W&B
             dir=self._output,
             mode=None if self._settings.mode == "auto" else self._settings.mode,
             settings=settings,
@@ -211,8 +211,17 @@ class WandB(Backend):
         finally:
             # They report each import of the run's own to W&B's service; if that has died, the import fails.
             unregister_all_post_import_hooks()
+        Path(tracker.tracker.dir, "../logs/debug-core.log").unlink(missing_ok=True)  # a link to the home directory
         tracker.store_init_configuration(self._config)
         return tracker
+
+    def arrived(self, tracker: GeneralTracker) -> int | None:
+        # What a kill caught on its way to the server was sent, but never arrived: the server knows best.
+        run = tracker.tracker
+        return None if run.offline or run.disabled else int(run.starting_step) - 1
+
+    def log(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
+        tracker.log(figures, step=update, commit=True)  # else it waits for the next update, and a kill loses it
 
     def finish(self, tracker: GeneralTracker, summary: Mapping[str, float], *, complete: bool) -> None:
         run = tracker.tracker

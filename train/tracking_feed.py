@@ -53,7 +53,7 @@ class Ledger:
             return int(self._state["sent"].get(tracker, -1))
 
     def mark(self, tracker: str, update: int) -> None:
-        """Note that `tracker` is about to be handed `update`: before, so that a kill in between cannot send it twice."""
+        """Note, before it happens, that `tracker` is handed `update`: a kill in between must not send it twice."""
         with self._lock:
             self._state["sent"][tracker] = update
             self._write()
@@ -83,6 +83,14 @@ class Backend(ABC):
     def start(self, run_id: str, *, first: bool) -> GeneralTracker:
         """Return the tracker, ready to log. `first`: it has never been handed anything of this run."""
 
+    def arrived(self, tracker: GeneralTracker) -> int | None:
+        """Return the highest update of this run that the tracker's server has; None if there is no server to ask."""
+        return None
+
+    def log(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
+        """Hand over all figures of one update."""
+        tracker.log(figures, step=update)
+
     @abstractmethod
     def finish(self, tracker: GeneralTracker, summary: Mapping[str, float], *, complete: bool) -> None:
         """Hand over the final figures and wait until everything has arrived."""
@@ -103,6 +111,7 @@ class Feed:
         self._backend = backend
         self._metrics = metrics
         self._ledger = ledger
+        self._sent = -1
         self._complete = False
         self._warned = False
         self._loaded, self._news, self._closing = threading.Event(), threading.Event(), threading.Event()
@@ -128,7 +137,7 @@ class Feed:
         """Wait until the tracker has everything, at most `seconds`; then give it up, and let the interpreter exit."""
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._warn(f"still busy when its time was up; figures may be missing there, {self._metrics} has all of them")
+            self._warn(f"still busy when its time was up; it may lack figures, {self._metrics} has all of them")
             release = threading.Thread(target=self._release, daemon=True)
             release.start()
             release.join(1)  # of what it does, only the wait at the end takes long, and nobody needs that
@@ -141,6 +150,8 @@ class Feed:
                 self._loaded.set()
             tracker = self._start()
             if tracker is not None:
+                arrived = self._backend.arrived(tracker)
+                self._sent = self._ledger.sent(self._backend.name) if arrived is None else arrived
                 self._follow(tracker)
                 self._backend.finish(tracker, self.summary, complete=self._complete)
         except Exception as error:
@@ -155,7 +166,7 @@ class Feed:
                 run_id = self._ledger.run_id
                 return self._backend.start(run_id, first=self._ledger.sent(self._backend.name) < 0)
             except Exception as error:
-                self._warn(f"did not start: {_brief(error)}; it is tried again from time to time and then gets all figures")
+                self._warn(f"did not start: {_brief(error)}; once a later attempt succeeds it gets all figures")
                 self._release()
             if self._closing.wait(pause):
                 return None
@@ -184,9 +195,10 @@ class Feed:
             self._hand_over(tracker, update, figures)
 
     def _hand_over(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
-        if figures and update > self._ledger.sent(self._backend.name):
+        if figures and update > self._sent:
+            self._sent = update
             self._ledger.mark(self._backend.name, update)
-            tracker.log(figures, step=update)
+            self._backend.log(tracker, update, figures)
 
     def _release(self) -> None:
         with contextlib.suppress(Exception, SystemExit):
@@ -199,4 +211,4 @@ class Feed:
 
 
 def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".")
