@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data.encode import Encoded, Features, take
 from data.order import Order
-from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch, plan_evaluation
+from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,14 +84,6 @@ class Batches:
                 one, other = padding_efficiency(lengths, share)
                 real, computed = real + one, computed + other
         return real / computed
-
-
-def evaluation_parts(encoded: Encoded, bounds: Bounds, collate: Collate, world: int, process: int) -> Iterator[Part]:
-    """Yield the micro-batches of this process: over all processes every example once, equally many parts each."""
-    plan = plan_evaluation(encoded.column("length"), bounds, world)
-    for micro_batch in plan[process]:
-        ids = micro_batch.rows
-        yield Part(collate(encoded.features(ids)), ids, micro_batch.filler)
 
 
 def _part(micro_batch: MicroBatch, ids: NDArray[np.int64], features: Features, collate: Collate) -> Part:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.cache import Notes, kept
 from data.errors import UserError
 from data.source import Rows
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1_000  # rows tokenized at once: enough for a fast tokenizer to use all cores
 SHOWN = 5  # problems named in one message
+VERSION = 1  # part of the cache key: raise it when what is written changes
 
 Features = dict[str, Any]
 """Columns of some rows: an array (n,) for a number a row, a list of n arrays for a sequence a row."""
@@ -60,6 +64,7 @@ class Encoded:
     longest: int
     """Examples as long as `max_length`: these were cut, or just fit."""
     fingerprint: str
+    """Of the examples themselves, wherever the rows and the cache lie."""
 
     def features(self, ids: NDArray[np.int64]) -> Features:
         """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
@@ -89,69 +94,88 @@ def encode_sources(
     """
     from datasets import Dataset, concatenate_datasets
 
+    work = _Work(encoder, tokenizer, max_length, skip_bad)
     parts: list[Dataset] = []
-    sizes, skipped, longest, keys = [], [], 0, []
+    sizes, skipped, longest, digests = [], [], 0, []
     for files in sources:
         start = size = 0
+        bad: list[str] = []
         for rows in files:
-            path, notes = _encode_file(
-                rows, encoder, tokenizer, max_length, skip_bad=skip_bad, cache=cache, start=start
-            )
-            parts.append(Dataset.from_file(str(path)))
-            start, size = start + len(rows.dataset), size + len(parts[-1])
-            skipped += [*rows.skipped, *notes["skipped"]]
+            path, notes = _encode_file(rows, work, cache, start)
+            bad += [*rows.skipped, *notes["skipped"]]
+            start, size = start + len(rows.dataset), size + notes["rows"]
             longest += notes["longest"]
-            keys.append(path.stem)
+            if notes["rows"]:  # a file without usable rows has no columns either
+                parts.append(Dataset.from_file(str(path)))
+                digests.append(notes["digest"])
         if not size:
-            raise UserError(f"{files[0].name}: no usable rows: all {len(skipped)} were skipped, first: {skipped[0]}")
+            raise UserError(f"{files[0].name}: no usable rows; {len(bad):,} were skipped, the first: {bad[0]}")
         sizes.append(size)
-    fingerprint = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+        skipped += bad
+    fingerprint = hashlib.sha256(repr((sizes, digests)).encode()).hexdigest()[:16]
     return Encoded(concatenate_datasets(parts), tuple(sizes), tuple(skipped), longest, fingerprint)
 
 
-def _encode_file(
-    rows: Rows, encoder: Encoder, tokenizer: Any, max_length: int, *, skip_bad: bool, cache: Path, start: int
-) -> tuple[Path, dict[str, Any]]:
-    from filelock import FileLock
+@dataclass(frozen=True)
+class _Work:
+    """What is done to rows, whatever rows they are."""
 
-    code = inspect.getsource(type(encoder))  # a changed task never meets a stale cache
-    key = (rows.dataset._fingerprint, start, skip_bad, code, encoder.identity, _identity(tokenizer), max_length)
-    target = cache / "encoded" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:24]}.arrow"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    notes = target.with_suffix(".json")
-    with FileLock(target.with_suffix(".lock")):
-        if not target.exists():
-            writing = target.with_suffix(".writing")
-            found = _write(rows, encoder, tokenizer, max_length, skip_bad=skip_bad, target=writing, start=start)
-            notes.write_text(json.dumps(found), encoding="utf-8")
-            os.replace(writing, target)
-    return target, json.loads(notes.read_text(encoding="utf-8"))
+    encoder: Encoder
+    tokenizer: Any
+    max_length: int
+    skip_bad: bool
+
+    @cached_property
+    def key(self) -> str:
+        """Everything that the result depends on, but the rows. The code is part of it: a changed task never meets a
+        stale cache."""
+        kind = type(self.encoder)
+        code = inspect.getsource(sys.modules[kind.__module__])
+        parts = (code, kind.__qualname__, self.encoder.identity, _identity(self.tokenizer), self.max_length)
+        return repr((VERSION, self.skip_bad, *parts))
 
 
-def _write(
-    rows: Rows, encoder: Encoder, tokenizer: Any, max_length: int, *, skip_bad: bool, target: Path, start: int
-) -> dict[str, Any]:
+def _encode_file(rows: Rows, work: _Work, cache: Path, start: int) -> tuple[Path, Notes]:
+    key = repr((rows.dataset._fingerprint, start, work.key))
+    target = cache / "encoded" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
+    return target, kept(target, lambda writing: _write(rows, work, writing, start))
+
+
+def _write(rows: Rows, work: _Work, target: Path, start: int) -> Notes:
     import pyarrow as pa
 
     skipped: list[str] = []
-    longest = 0
-    writer = None
-    dataset = rows.dataset.select_columns([*encoder.columns])
-    with pa.OSFile(str(target), "wb") as sink:
+    longest = count = 0
+    digest = hashlib.blake2b(digest_size=16)
+    dataset = rows.dataset.select_columns([*work.encoder.columns])
+    with pa.OSFile(str(target), "wb") as sink, ExitStack() as stack:
+        writer = None
         for first in range(0, len(dataset), CHUNK):
             chunk: dict[str, list[Any]] = dataset[first : first + CHUNK]
-            good = _usable(rows, encoder, chunk, first, skipped, skip_bad=skip_bad)
+            good = _usable(rows, work.encoder, chunk, first, skipped, skip_bad=work.skip_bad)
+            if not good:
+                continue
             usable = {name: [values[row] for row in good] for name, values in chunk.items()}
-            features = encoder.encode(usable, tokenizer, max_length) if good else {}
+            features = work.encoder.encode(usable, work.tokenizer, work.max_length)
             table = _table({"row": [start + first + row for row in good], **features})
-            if good:
-                writer = writer or pa.ipc.new_stream(sink, table.schema)
-                writer.write_table(table)
-                longest += int(np.count_nonzero(np.array(features["length"]) >= max_length))
-        if writer is None:
-            raise UserError(f"{rows.name}: no usable rows: {'; '.join(skipped[:SHOWN])}")
-        writer.close()
-    return {"skipped": skipped, "longest": longest}
+            writer = writer or stack.enter_context(pa.ipc.new_stream(sink, table.schema))
+            writer.write_table(table)
+            _digest(table, digest)
+            longest += int(np.count_nonzero(np.array(features["length"]) >= work.max_length))
+            count += len(good)
+    return {"rows": count, "skipped": skipped, "longest": longest, "digest": digest.hexdigest()}
+
+
+def _digest(table: pa.Table, digest: hashlib.blake2b) -> None:
+    """Take in the names and values of a table, so that the same examples are known again in any folder or machine."""
+    for name in table.column_names:
+        array = table.column(name).combine_chunks()
+        digest.update(name.encode())
+        if hasattr(array, "offsets"):
+            digest.update(array.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+            array = array.flatten()
+        values = array.to_numpy(zero_copy_only=False)
+        digest.update(repr(array.to_pylist()).encode() if values.dtype == object else values.tobytes())
 
 
 def _usable(
@@ -175,18 +199,22 @@ def _usable(
 
 def _identity(tokenizer: Any) -> str:
     """Everything that a tokenizer's output depends on, without the truncation that its last call left behind."""
+    outside = (type(tokenizer).__name__, tokenizer.truncation_side, tokenizer.model_input_names)
     if not hasattr(tokenizer, "backend_tokenizer"):
-        return repr((type(tokenizer), sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map))
+        return repr((outside, sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps({**state, "truncation": None, "padding": None}, sort_keys=True)
+    return repr(outside) + json.dumps({**state, "truncation": None, "padding": None}, sort_keys=True)
 
 
 def _table(columns: dict[str, list[Any]]) -> pa.Table:
-    """Numbers as int32 (tokens, lengths, labels) or float64; row numbers, which may be large, as int64."""
+    """Numbers as int32 (tokens, lengths, labels) or float64; row numbers, which may be large, as int64.
+
+    Lists that are all empty in one chunk (rows without any label) get the type that they have in the others.
+    """
     import pyarrow as pa
 
     arrays = {name: pa.array(values) for name, values in columns.items()}
-    small = {pa.int64(): pa.int32(), pa.list_(pa.int64()): pa.list_(pa.int32())}
+    small = {pa.int64(): pa.int32(), **dict.fromkeys((pa.list_(pa.int64()), pa.list_(pa.null())), pa.list_(pa.int32()))}
     return pa.table({name: array.cast(small.get(array.type, array.type)) if name != "row" else array.cast(pa.int64())
                      for name, array in arrays.items()})  # fmt: skip
 

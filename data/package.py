@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 from pathlib import Path
 
@@ -22,6 +23,6 @@ def resolve(address: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{address}: no package {name!r} is installed here; install it with pip, or give another path")
     found = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not found.exists() and not any(found.parent.glob(found.name)):
+    if not found.exists() and not glob.glob(str(found), recursive=True):
         raise UserError(f"{address}: the package {name!r} is installed, but {found} does not exist")
     return str(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BINARY = (".parquet", ".arrow")
+ARROW_FILE = b"ARROW1"  # begins an Arrow file; an Arrow stream, which `datasets` writes, begins otherwise
 SUFFIXES = (*text_files.READERS, *BINARY)
 
 
@@ -56,7 +57,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one file or split, memory-mapped. `lines` says that rows carry their line number in LINE."""
+    """The rows of one file or split, memory-mapped. `lines` says that rows carry their place in LINE."""
 
     dataset: Dataset
     name: str
@@ -66,7 +67,7 @@ class Rows:
     def where(self, row: int) -> str:
         """Name a row as the user would look it up: "reviews.jsonl, line 12" or "train.parquet, row 11"."""
         if self.lines:
-            return f"{self.name}, line {self.dataset[row][text_files.LINE]}"
+            return f"{self.name}, {self.dataset[row][text_files.LINE]}"
         return f"{self.name}, row {row} (from 0)"
 
 
@@ -77,22 +78,41 @@ def open_rows(source: Source, role: str, *, skip_bad: bool, cache: Path, token: 
     once: one reads, the others wait for it and map the same file. Raises `UserError` with the file and the remedy.
     """
     path = Path(package.resolve(source.path)).expanduser()
-    files = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else [str(path)]
+    files = [path] if path.exists() or not glob.has_magic(str(path)) else _matches(path)
     if not files:
         raise UserError(f"data.{role}: no file matches {source.path!r} (looked from {Path.cwd()})")
     if path.is_dir():
         opened = [Rows(_saved(path, source, role), source.path)]
-    elif path.suffix.lower() in SUFFIXES or Path(files[0]).is_file():
-        opened = [_open_file(Path(file), role, skip_bad=skip_bad, cache=cache) for file in files]
+    elif path.suffix.lower() in SUFFIXES or files[0].is_file():
+        _check_unused(source, role, "name", "split", "revision")
+        opened = [_open_file(file, role, skip_bad=skip_bad, cache=cache) for file in files]
     else:
         opened = [Rows(_hub(source, role, token), source.path)]
-    if not any(len(rows.dataset) for rows in opened):
-        raise UserError(f"data.{role}: {source.path} holds no rows")
-    return opened
+    return _filled(opened, f"data.{role}: {source.path}")
+
+
+def _matches(pattern: Path) -> list[Path]:
+    return [Path(found) for found in sorted(glob.glob(str(pattern), recursive=True)) if Path(found).is_file()]
+
+
+def _check_unused(source: Source, role: str, *keys: str) -> None:
+    for key in keys:
+        if getattr(source, key) is not None:
+            raise UserError(f"data.{role}: {key} cannot take effect on the local path {source.path!r}; leave it out")
+
+
+def _filled(opened: list[Rows], where: str) -> list[Rows]:
+    """Return the files that hold rows: the others have no columns to be checked. Their skipped rows stay listed."""
+    skipped = tuple(note for rows in opened if not len(rows.dataset) for note in rows.skipped)
+    filled = [rows for rows in opened if len(rows.dataset)]
+    if not filled:
+        why = f"; {len(skipped):,} were skipped, the first: {skipped[0]}" if skipped else ""
+        raise UserError(f"{where} holds no {'usable ' * bool(skipped)}rows{why}")
+    return [replace(filled[0], skipped=skipped + filled[0].skipped), *filled[1:]]
 
 
 def _open_file(file: Path, role: str, *, skip_bad: bool, cache: Path) -> Rows:
-    from datasets import Dataset
+    from datasets import Dataset, load_dataset
 
     suffix = file.suffix.lower()
     if not file.is_file():
@@ -105,10 +125,13 @@ def _open_file(file: Path, role: str, *, skip_bad: bool, cache: Path) -> Rows:
     try:
         if suffix == ".parquet":
             rows = Dataset.from_parquet(str(file), cache_dir=str(cache / "parquet"))
+        elif _begins(file) == ARROW_FILE:
+            rows = load_dataset("arrow", data_files=str(file), split="train", cache_dir=str(cache / "arrow"))
         else:
             rows = Dataset.from_file(str(file))
     except Exception as error:  # pyarrow and datasets raise many kinds
-        raise UserError(f"data.{role}: {file} is not a readable {suffix[1:]} file: {_first_line(error)}") from error
+        reason = _first_line(error.__cause__ or error)
+        raise UserError(f"data.{role}: {file} is not a readable {suffix[1:]} file: {reason}") from error
     return Rows(rows, file.name)
 
 
@@ -122,8 +145,12 @@ def _saved(path: Path, source: Source, role: str) -> Dataset:
             f"data.{role}: the folder {str(path)!r} is no saved data set (`save_to_disk` writes them); "
             f"to read the files in it give a glob such as {source.path}/*.parquet"
         ) from error
-    rows = _split(saved, source, role) if isinstance(saved, DatasetDict) else saved
-    return rows.flatten_indices() if rows._indices is not None else rows  # rows in the order of the file read fast
+    if isinstance(saved, DatasetDict):
+        _check_unused(source, role, "name", "revision")
+        saved = _split(saved, source, role)
+    else:
+        _check_unused(source, role, "name", "split", "revision")
+    return saved.with_format(None)  # the format it was saved with may turn labels into tensors
 
 
 def _hub(source: Source, role: str, token: str | None) -> Dataset:
@@ -149,5 +176,10 @@ def _split(splits: dict[str, Dataset], source: Source, role: str) -> Dataset:
     return splits[wanted]
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _begins(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(len(ARROW_FILE))

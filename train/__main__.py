@@ -8,9 +8,12 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 
-from data.errors import UserError
+from data.errors import UserError, nearest
 from train import signals
+
+log = logging.getLogger("train")
 
 EPILOG = """\
 examples:
@@ -23,34 +26,54 @@ Run the same command again after an interruption: it goes on from the newest che
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code: 0 done or stopped on request, 1 checkpoint lost, 2 something to mend."""
-    options = _parser().parse_args(arguments)
-    signals.install()
+    parser = _parser()
+    options, unknown = parser.parse_known_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     speaks = os.environ.get("RANK", "0") == "0"  # several processes meet the same problem; one tells it
     try:
-        from train import config
-
-        if options.schema:
-            print(json.dumps(config.schema(), indent=1))
-            return 0
-        if options.config is None:
-            raise UserError("name a config file, such as configs/quickstart.yaml; --help shows more")
-        wrong = [text for text in options.overrides if "=" not in text]
-        if wrong:
-            raise UserError(f"after the config file come key=value pairs; {wrong[0]!r} is none")
-        settings = config.read(options.config, options.overrides)
-
-        from train.run import run  # the slow imports: torch, transformers, accelerate, datasets
-
-        return run(settings, resume_anyway=options.resume_anyway)
+        if unknown:
+            name = unknown[0].partition("=")[0]  # not its value: it may be a secret
+            allowed = [option for action in parser._actions for option in action.option_strings]
+            raise UserError(f"there is no option {name}; there are {', '.join(allowed)}{nearest(name, allowed)}")
+        return _run(options, speaks=speaks)
     except UserError as error:
         if options.traceback:
             traceback.print_exc()
         elif speaks:
             print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _run(options: argparse.Namespace, *, speaks: bool) -> int:
+    """Do what is asked for. All that can be refused before the slow imports is refused before them."""
+    from train import config, output
+    from train.idle import idle_keys
+
+    if options.schema:
+        print(json.dumps(config.schema(), indent=1))
+        return 0
+    if options.config is None or ("=" in options.config and not os.path.exists(options.config)):
+        raise UserError("name a config file first, such as configs/quickstart.yaml; --help shows more")
+    settings = config.read(options.config, options.overrides)
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world.isdecimal() and settings.batch_size < int(world):
+        raise UserError(
+            f"batch_size: {settings.batch_size} examples cannot be shared by {world} processes; "
+            "raise it, or start fewer"
+        )
+    if output.claim(settings, resume_anyway=options.resume_anyway):
+        if speaks:
+            print(f"this run is finished; its results are in {settings.output}")
+        return 0
+    for line in idle_keys(settings) if speaks else ():
+        log.warning("%s; it has no effect", line)
+    signals.install()  # a scheduler may signal a process that has just begun
+
+    from train.run import run  # the slow imports: torch, transformers, accelerate, datasets
+
+    return run(settings, resume_anyway=options.resume_anyway)
 
 
 def _parser() -> argparse.ArgumentParser:

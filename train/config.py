@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from functools import cache
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, SerializeAsAny, ValidationError, create_model, model_validator
 
-from data.errors import UserError, nearest
+from data.errors import UserError
 from data.section import Section, operational
 from data.source import DataConfig
-from train import metrics, plugins, tasks
-from train.durations import Duration
+from train import metrics, overrides, plugins, tasks
+from train.durations import Interval
 from train.model import ModelConfig
 from train.optim import OptimConfig
+from train.problems import explain
 from train.tasks.base import TaskConfig
 from train.tracking import TrackingConfig
-
-ELSEWHERE = {  # what other trainers call it
-    "learning_rate": "optim.lr",
-    "lr_scheduler_type": "optim.schedule",
-    "warmup_steps": "optim.warmup",
-    "warmup_ratio": "optim.warmup",
-    "num_train_epochs": "epochs",
-    "max_steps": "updates",
-    "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "batch_size",
-    "output_dir": "output",
-    "model_name_or_path": "model.path",
-    "max_seq_length": "data.max_length",
-    "bf16": "precision",
-    "fp16": "precision",
-}
 
 
 class EvaluateConfig(Section):
     """When the model is judged on data.validation, and how much goes through it at once."""
 
-    every: Duration = Field("1 epoch", description="Between evaluations; there is always one at the end.")
+    every: Interval = Field("1 epoch", description="Between evaluations; there is always one at the end.")
     batch_tokens: int = operational(4096, "Tokens, padding counted, in one micro-batch of an evaluation.", ge=1)
 
 
 class CheckpointConfig(Section):
     """When checkpoints are written, which stay, and when to stop early."""
 
-    every: Duration = operational("1 epoch", "Between checkpoints; there is always one at the end.")
+    every: Interval = operational("1 epoch", "Between checkpoints; there is always one at the end.")
     keep: int = operational(2, "The newest so many stay, and the best.", ge=1)
     best: str | None = Field(None, description="Keep and export the best by this figure, such as accuracy or loss.")
     best_is: Literal["auto", "highest", "lowest"] = Field("auto", description="auto: lowest for losses and errors.")
@@ -57,18 +42,27 @@ def _metric(entry: Any) -> Any:
     return entry
 
 
+def _metrics(value: Any) -> Any:
+    """Accept one metric without brackets."""
+    return [value] if isinstance(value, str | Mapping) else value
+
+
+Metric = Annotated[str | dict[str, Any], BeforeValidator(_metric)]
+Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_metrics)]
+
+
 class RunConfig(Section):
     """All that decides what is learned. Where it runs is said to `accelerate launch`, `torchrun` or Slurm."""
 
-    output: str = operational(..., "Folder of everything the run writes.")
+    output: str = operational(..., "Folder of everything the run writes.", min_length=1)
     seed: int = Field(0, ge=0)
     batch_size: int = Field(32, ge=1, description="Examples of one update, over all processes.")
     micro_batch_size: int | None = operational(None, "At most so many examples go through the model at once.", ge=1)
     micro_batch_tokens: int | None = operational(
         None, "At most so many tokens, padding counted, go through the model at once. Default: 16384.", ge=1
     )
-    epochs: float | None = Field(None, gt=0)
-    updates: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0, allow_inf_nan=False, description="How long to train; or give updates.")
+    updates: int | None = Field(None, ge=1, description="How long to train; or give epochs.")
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
         "auto", description="auto: bf16 where the hardware is fast at it, else fp32. accelerate's own setting wins."
     )
@@ -80,23 +74,14 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
-    metrics: tuple[Annotated[str | dict[str, Any], BeforeValidator(_metric)], ...] = Field(
+    metrics: Metrics = Field(
         (), description="Names, or mappings of a name and its options. Default: what fits the task."
     )
 
     @model_validator(mode="after")
     def _between_sections(self) -> RunConfig:
-        problems = []
-        if (self.epochs is None) == (self.updates is None):
-            problems.append("give one of epochs and updates: how long to train")
-        if self.micro_batch_size and self.micro_batch_tokens:
-            problems.append("give one of micro_batch_size and micro_batch_tokens")
-        if self.checkpoint.patience and not self.checkpoint.best:
-            problems.append("checkpoint.patience needs checkpoint.best: the figure that should get better")
-        if self.checkpoint.best and not self.data.validation:
-            problems.append("checkpoint.best needs data.validation: there is nothing to judge on")
-        if problems:
-            raise ValueError("; ".join(problems))
+        if problems := _between(self.model_dump()):
+            raise ValueError("\n".join(problems))
         return self
 
     def dump(self) -> dict[str, Any]:
@@ -104,30 +89,38 @@ class RunConfig(Section):
         return self.model_dump(mode="json")
 
 
-def read(file: str, overrides: Sequence[str]) -> RunConfig:
-    """Return the config in `file` with `key=value` overrides on top of it.
+def read(file: str, assignments: Sequence[str]) -> RunConfig:
+    """Return the config in `file` with `key=value` on top of it.
 
     Raises `UserError` with all problems at once: dotted key, value, what is allowed, the nearest name.
     """
-    return validate(_merge(file, overrides), file)
+    content, problems = overrides.load(file, assignments)
+    return validate(content, file, problems)
 
 
-def validate(content: Mapping[str, Any], file: str) -> RunConfig:
-    """Return the config with these contents; `file` names it in messages."""
+def validate(content: Any, file: str, problems: Sequence[str] = ()) -> RunConfig:
+    """Return the config with these contents; `file` names it in messages, `problems` are known already."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file}: a config is a mapping of names to values, such as `batch_size: 32`")
+    content, found = dict(content), list(problems)
+    if isinstance(content.get("task"), str):
+        content["task"] = {"name": content["task"]}
     model = RunConfig
     try:
-        section = content.get("task")
-        if isinstance(section, Mapping) and "name" in section:
-            task = plugins.load(tasks, "task", str(section["name"])).Config
-            model = create_model("RunConfig", __base__=RunConfig, task=(task, ...))
-        return model.model_validate(dict(content))
+        model = _with_task(content.get("task"))
+    except UserError as error:  # the other keys are checked all the same
+        found.append(f"task.name: {error}")
+        model = create_model("RunConfig", __base__=RunConfig, task=(Any, ...))
+    try:
+        config = model.model_validate(content)
     except ValidationError as error:
-        problems = [_explain(model, dict(problem)) for problem in error.errors()]
-    except UserError as error:
-        problems = [f"task.name: {error}"]
-    raise UserError(f"{file}: {len(problems)} problem{'s' * (len(problems) > 1)} in the config:\n" + "\n".join(
-        f"  {problem}" for problem in dict.fromkeys(problems)
-    ))  # fmt: skip
+        whole = any(not problem["loc"] for problem in error.errors())
+        found += [*explain(model, content, error.errors()), *([] if whole else _between(content))]
+    if not found:
+        return config
+    found = list(dict.fromkeys(found))
+    lines = "".join(f"\n  {problem}" for problem in found)
+    raise UserError(f"{file}: {len(found)} problem{'s' * (len(found) > 1)} in the config:{lines}")
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[str]:
@@ -141,91 +134,81 @@ def changes(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON schema of the config, for editors, with the keys of every task."""
+    """Return the JSON schema of the config, for editors, with the keys of every task and all short forms."""
     union: Any = None
     for name in plugins.names(tasks):
         config = plugins.load(tasks, "task", name).Config
         union = config if union is None else union | config
-    return create_model("RunConfig", __base__=RunConfig, task=(union, ...)).model_json_schema()
+    model: type[RunConfig] = create_model("RunConfig", __base__=RunConfig, task=(union, ...))
+    whole: dict[str, Any] = model.model_json_schema()
+    task, listed = whole["properties"]["task"], whole["properties"]["metrics"]
+    _allow(whole["properties"], "task", {"enum": plugins.names(tasks)}, task)
+    _allow(whole["properties"], "metrics", listed["items"], listed)
+    source = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Source"}]}
+    roles = whole["$defs"]["DataConfig"]["properties"]
+    for role in ("train", "validation", "test"):
+        null = [{"type": "null"}] if role != "train" else []
+        _allow(roles, role, source, {"type": "array", "items": source, "minItems": 1}, *null)
+    return whole
 
 
-def _merge(file: str, overrides: Sequence[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+def _allow(properties: dict[str, Any], name: str, *forms: Mapping[str, Any]) -> None:
+    """Let a property have any of these forms, and keep what is said about it."""
+    about = {key: value for key, value in properties[name].items() if key in ("description", "title", "default")}
+    inner = [{key: value for key, value in form.items() if key not in about} for form in forms]
+    properties[name] = {**about, "anyOf": inner}
 
-    if not Path(file).is_file():
-        raise UserError(f"there is no config file {file!r} (looked from {Path.cwd()})")
+
+def _with_task(section: Any) -> type[RunConfig]:
+    """Return the config's type with the keys of the task that is named; those of any task, where none is."""
+    if not isinstance(section, Mapping) or "name" not in section:
+        return RunConfig
+    return _of(plugins.load(tasks, "task", str(section["name"])).Config)
+
+
+@cache
+def _of(task: type[TaskConfig]) -> type[RunConfig]:
+    return create_model("RunConfig", __base__=RunConfig, task=(task, ...))
+
+
+def _between(content: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong between keys that may each be right. `content` is not checked yet: anything may be in it."""
+
+    def given(*path: str) -> Any:
+        value: Any = content
+        for name in path:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        return value
+
+    problems = []
+    if (given("epochs") is None) == (given("updates") is None):
+        problems.append("epochs, updates: give one of them: how long to train")
+    if given("micro_batch_size") and given("micro_batch_tokens"):
+        problems.append("micro_batch_size, micro_batch_tokens: give one of them")
+    best, sources = given("checkpoint", "best"), given("data", "train")
+    if given("checkpoint", "patience") and not best:
+        problems.append("checkpoint.patience needs checkpoint.best: the figure that should get better")
+    if best and not given("data", "validation"):
+        problems.append("checkpoint.best needs data.validation: there is nothing to judge on")
+    if isinstance(best, str) and (known := _figures(given("metrics"))):
+        name = best.removeprefix("validation/")
+        if not any(name == figure or name.startswith(f"{figure}_") for figure in known):
+            problems.append(f"checkpoint.best: no metric reports {best!r}; there are {', '.join(known)}")
+    if isinstance(sources, list | tuple):
+        weights = [isinstance(source, Mapping) and source.get("weight") is not None for source in sources]
+        if any(weights) and not all(weights):
+            problems.append("data.train: give every source a weight, or none")
+    return problems
+
+
+def _figures(entries: Any) -> list[str]:
+    """Return how the figures begin that these metrics report; nothing where that is not known before they run."""
     try:
-        merged = OmegaConf.load(file)
-        if not OmegaConf.is_dict(merged):
-            raise UserError(f"{file}: a config is a mapping of keys to values")
-        for override in overrides:
-            key, _, text = override.partition("=")
-            OmegaConf.update(merged, key, _value(text), merge=False)
-        resolved: Any = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {error}") from error
-    return dict(resolved)
-
-
-def _value(text: str) -> Any:
-    """Read the right side of key=value as YAML; what is no YAML, such as *.jsonl, is a text."""
-    import yaml
-    from omegaconf import OmegaConf
-
-    try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {text}" if text else "value: null"))["value"]  # type: ignore[index,call-overload]
-    except yaml.YAMLError:
-        return text
-
-
-def _explain(model: type[Section], problem: dict[str, Any]) -> str:
-    path = [str(part) for part in problem["loc"]]
-    key, kind, message = ".".join(path), problem["type"], problem["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        fields = _fields(model, path[:-1])
-        keys = [*_keys(model)]
-        near = nearest(path[-1], fields)
-        if not near:  # the right name in the wrong place, or another trainer's name
-            there = [known for known in keys if known.split(".")[-1] == path[-1]]
-            near = f"; did you mean {there[0]}?" if there else ""
-            near = f"; here it is called {ELSEWHERE[path[-1]]}" if path[-1] in ELSEWHERE else near or nearest(key, keys)
-        return f"{key}: no such key; {'.'.join(path[:-1]) or 'the config'} has {', '.join(fields)}{near}"
-    if kind == "missing":
-        return f"{key}: must be given"
-    if not path:
-        return str(message)
-    value = problem["input"]
-    quote = (
-        " (in YAML, quote words such as no, yes, on and off)" if isinstance(value, bool) and "string" in message else ""
-    )
-    near = ""
-    if kind == "literal_error":
-        near = nearest(
-            str(value), [part.strip("'") for part in problem["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-        )
-    return f"{key}: {message}, not {value!r}{near}{quote}"
-
-
-def _fields(model: type[Section], path: Sequence[str]) -> list[str]:
-    section: type[Section] | None = model
-    for name in path:
-        field = section.model_fields.get(name) if section else None
-        section = _section(field.annotation) if field else section  # indices of lists are passed over
-    return list(section.model_fields) if section else []
-
-
-def _keys(model: type[Section], prefix: str = "") -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        section = _section(field.annotation)
-        yield from _keys(section, f"{prefix}{name}.") if section else [f"{prefix}{name}"]
-
-
-def _section(annotation: Any) -> type[Section] | None:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+        choices = [metrics.parse(entry) for entry in _metrics(entries) or metrics.names()]
+    except (UserError, TypeError):  # told elsewhere
+        return []
+    local = all(choice.name in metrics.names() for choice in choices)
+    return ["loss", *(choice.prefix + choice.name for choice in choices)] if local else []
 
 
 def _flat(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

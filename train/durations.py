@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(updates?|epochs?|%)\s*")
 
 
-def _check(value: int | str) -> int | str:
-    if isinstance(value, str) and not PATTERN.fullmatch(value):
-        raise ValueError("a duration is a number of updates (500), '2 epochs', or '10%' of the run")
-    if isinstance(value, int) and value < 0:
-        raise ValueError("a duration cannot be negative")
+def _check(value: Any) -> int | str:
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = PATTERN.fullmatch(value) if isinstance(value, str) else None
+    if match and (match[2] != "%" or float(match[1]) <= 100):
+        return str(value)
+    raise ValueError(f"a duration is a whole number of updates (500), '2 epochs', or '10%' of the run, not {value!r}")
+
+
+def _not_nothing(value: int | str) -> int | str:
+    if in_updates(value, 10**9, 10**9) == 0:
+        raise ValueError(f"an interval must be more than nothing, not {value!r}")
     return value
 
 
-Duration = Annotated[int | str, AfterValidator(_check)]
+_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0},
+        {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(updates?|epochs?|%)\s*$"},
+    ]
+}
+
+Duration = Annotated[int | str, BeforeValidator(_check), WithJsonSchema(_SCHEMA)]
 """500, "500 updates", "0.5 epochs" or "10%"."""
+
+Interval = Annotated[int | str, BeforeValidator(_check), AfterValidator(_not_nothing), WithJsonSchema(_SCHEMA)]
+"""A duration after which something happens again: more than nothing."""
 
 
 def in_updates(duration: int | str, updates_per_epoch: int, updates: int) -> int:

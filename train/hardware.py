@@ -24,29 +24,29 @@ def build_accelerator(precision: str) -> tuple[Accelerator, str]:
     """
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    chosen = told if told != "no" else resolve(precision)
-    if chosen == "fp16" and not torch.cuda.is_available():
+    chosen = told if told != "no" else resolve(precision, cpu=cpu)
+    if chosen == "fp16" and cpu:
         raise UserError("precision: fp16 needs a GPU (on CPU it would have no effect); use bf16 or fp32")
-    if chosen == "fp64" and torch.cuda.is_available() is False and torch.backends.mps.is_available():
-        raise UserError("precision: fp64 does not exist on this device; use fp32")
-    if not torch.cuda.is_available():
+    if cpu:
         _set_threads()
     reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     mixed = chosen if chosen in ("bf16", "fp16", "fp8") else "no"
-    return Accelerator(mixed_precision=mixed, kwargs_handlers=[reduction]), chosen
+    return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction]), chosen
 
 
-def resolve(precision: str) -> str:
+def resolve(precision: str, *, cpu: bool) -> str:
     """Return "auto" as bf16 where the hardware is fast at it, else fp32; other precisions unchanged."""
     import torch
 
     if precision != "auto":
         return precision
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp32"
+    if not cpu:
+        fast = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+        return "bf16" if fast else "fp32"
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 

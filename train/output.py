@@ -25,11 +25,19 @@ def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
     file = output / "config.yaml"
     if output.exists() and not output.is_dir():
         raise UserError(f"output: {output} is a file; name a folder")
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"output: {output} cannot be written: no permission, or {there} is no folder")
     if not file.exists():
         if output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):
             raise UserError(f"output: the folder {output} holds something that is not a run; name another folder")
         return False
-    old = validate(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+    try:
+        old = validate(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+    except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"output: the folder {output} holds a run, but what it was cannot be read; name another folder. {error}"
+        ) from error
     different = changes(old, config)
     if different and not resume_anyway:
         raise UserError(

@@ -89,25 +89,23 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
         journal.evaluated(number, figures)
         checkpoints.judge(number, figures)
 
-    fit(
-        learner,
-        batches.between(checkpoints.state.update, updates),
-        evaluate,
-        journal,
-        checkpoints,
-        updates=updates,
-        every=Every(
-            log=in_updates(config.tracking.log_every, per_epoch, updates),
-            evaluate=max(1, in_updates(config.evaluate.every, per_epoch, updates)) if "validation" in evaluators else 0,
-            save=max(1, in_updates(config.checkpoint.every, per_epoch, updates)),
-        ),
+    every = Every(
+        log=in_updates(config.tracking.log_every, per_epoch, updates),
+        evaluate=max(1, in_updates(config.evaluate.every, per_epoch, updates)) if "validation" in evaluators else 0,
+        save=max(1, in_updates(config.checkpoint.every, per_epoch, updates)),
     )
-    journal.close()
-    if checkpoints.state.update == updates or checkpoints.out_of_patience():
-        _finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
-    else:
-        journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
-    tracker.finish()
+    complete = False
+    try:
+        done = checkpoints.state.update
+        fit(learner, batches.between(done, updates), evaluate, journal, checkpoints, updates=updates, every=every)
+        complete = checkpoints.state.update == updates or checkpoints.out_of_patience()
+        if complete:
+            _finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
+        else:
+            journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
+    finally:
+        journal.close()
+        tracker.finish(complete=complete)
     return 1 if checkpoints.failed else 0
 
 

@@ -151,8 +151,8 @@ class Server:
         query = json.loads(body)
         entity = {"id": "e", "name": "entity"}
         run = {
-            "id": "r", "name": query["variables"].get("name"), "displayName": "r", "config": "{}", "wandbConfig": '{"t": 1}',
-            "summaryMetrics": "{}",
+            "id": "r", "name": query["variables"].get("name"), "displayName": "r", "config": "{}",
+            "wandbConfig": '{"t": 1}', "summaryMetrics": "{}",
             "historyLineCount": len(self.history), "historyTail": json.dumps(self.history[-1:]), "eventsTail": "[]",
             "logLineCount": 0, "eventsLineCount": 0, "project": {"id": "p", "name": "lockstep", "entity": entity},
         }  # fmt: skip
