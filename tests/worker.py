@@ -1,6 +1,6 @@
 """A process of a distributed test: carries out runs that a JSON file lists, one after the other, in one process group.
 
-torchrun starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7 or null}, ...].
+torchrun starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file}, ...].
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from train import run, signals, update
 from train.config import validate
 
 
-def carry_out(config: dict[str, Any], stop_after: int | None = None) -> int:
-    """Run a config; ask it to stop once `stop_after` updates have begun. Returns the exit code."""
+def carry_out(config: dict[str, Any], stop_after: int | None = None, record: str | None = None) -> int:
+    """Run a config; ask it to stop during update `stop_after`; append each update's example ids to the file `record`.
+
+    Returns the exit code.
+    """
     begun = [0]
     real = update.Learner.update
 
     def counted(self: update.Learner, number: int, batch: Any) -> update.Report:
         begun[0] = number
+        if record and self.accelerator.is_main_process:
+            with Path(record).open("a") as stream:
+                stream.write(json.dumps([number, batch.examples.tolist()]) + "\n")
         return real(self, number, batch)
 
     update.Learner.update = counted  # type: ignore[method-assign]
@@ -38,8 +44,8 @@ def main() -> None:
     from accelerate.state import AcceleratorState, GradientState
 
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        code = carry_out(job["config"], job.get("stop_after"))
-        assert code == job.get("code", 0), f"exit code {code}"
+        code = carry_out(job["config"], job.get("stop_after"), job.get("record"))
+        assert code == 0, f"exit code {code}"
         AcceleratorState._reset_state()
         GradientState._reset_state()
 

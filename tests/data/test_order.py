@@ -69,9 +69,9 @@ def test_every_permutation_of_a_small_size_is_equally_likely(size: int) -> None:
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("size", [7, 16, 30, 100])
+@pytest.mark.parametrize("size", [7, 16, 30])
 def test_every_place_is_equally_likely_for_every_position(size: int) -> None:
-    draws = 3000
+    draws = 1500
     found = np.array([permute(np.arange(size), size, derive(seed, "place")) for seed in range(draws)])
     for position in range(size):
         counts = np.bincount(found[:, position], minlength=size)
@@ -174,7 +174,7 @@ def test_a_billion_rows_begin_within_a_second_and_200_megabytes(tmp_path: Path) 
     with lengths.open("wb") as stream:
         stream.truncate(4 * 10**9)  # sparse: holes read as zeros and take no room
     program = """
-        import resource, sys, time
+        import mmap, resource, sys, time
         import numpy as np
         from data.order import Order
         from data.plan import Bounds, plan_batch
@@ -182,6 +182,7 @@ def test_a_billion_rows_begin_within_a_second_and_200_megabytes(tmp_path: Path) 
         rows = 10**9
         order = Order((rows,), (rows,), 1024, 0)
         lengths = np.memmap(sys.argv[1], dtype=np.int32, mode="r", shape=(rows,))
+        lengths._mmap.madvise(mmap.MADV_RANDOM)  # no reading ahead: a batch is rows from everywhere
         ids = order.examples(order.updates_per_epoch // 2)
         plan = plan_batch(lengths[ids] + 1 + ids.astype(np.int32) % 100, Bounds(tokens=16384, overhead=2048), 8)
         seconds = time.perf_counter() - start

@@ -1,0 +1,145 @@
+"""Stopped or killed anywhere, and resumed: the same examples, the same updates, the same weights to the last bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import figures
+from tests.distributed import ROOT, launch
+from tests.worker import carry_out
+
+UPDATES = 30
+MakeConfig = Callable[..., dict[str, Any]]
+
+
+def with_dropout(make_config: MakeConfig, output: Path, **changes: Any) -> dict[str, Any]:
+    """30 updates over 2.3 epochs in fp32, dropout on, in micro-batches."""
+    settings: dict[str, Any] = {"updates": UPDATES, "precision": "fp32", "model__config": {}, "micro_batch_size": 11}
+    return make_config(train=400, output=str(output), **{**settings, **changes})
+
+
+def weights(output: Path) -> str:
+    return hashlib.sha256((output / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_dropout_is_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    losses = []
+    for place, config in enumerate(({}, {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})):
+        output = tmp_path / str(place)
+        assert carry_out(with_dropout(make_config, output, model__config=config, updates=3)) == 0
+        losses.append(figures(output, "train/loss"))
+    assert losses[0] != losses[1]
+
+
+def test_stopped_after_every_update(make_config: MakeConfig, tmp_path: Path) -> None:
+    assert carry_out(with_dropout(make_config, tmp_path / "whole")) == 0
+    expected = weights(tmp_path / "whole")
+    losses = figures(tmp_path / "whole", "train/loss")
+    assert len(losses) == UPDATES
+    for stop in range(1, UPDATES):
+        output = tmp_path / f"stopped-{stop}"
+        config = with_dropout(make_config, output)
+        assert carry_out(config, stop_after=stop) == 0
+        assert not (output / "DONE").exists()
+        assert max(figures(output, "train/loss")) == stop
+        assert carry_out(config) == 0
+        assert (output / "DONE").exists()
+        assert weights(output) == expected, stop
+        assert figures(output, "train/loss") == losses, stop
+
+
+def test_stopped_after_every_update_on_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+    whole = with_dropout(make_config, tmp_path / "whole")
+    jobs: list[dict[str, Any]] = [{"config": whole}]
+    for stop in range(1, UPDATES):
+        config = with_dropout(make_config, tmp_path / f"stopped-{stop}")
+        jobs += [{"config": config, "stop_after": stop}, {"config": config}]
+    launch(jobs, 2, tmp_path)
+    expected = weights(tmp_path / "whole")
+    found = [weights(tmp_path / f"stopped-{stop}") for stop in range(1, UPDATES)]
+    assert found == [expected] * (UPDATES - 1)
+
+
+def test_two_then_one_then_three_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+    config, record = make_config(output=str(tmp_path / "moved")), tmp_path / "moved.jsonl"
+    launch([{"config": config, "stop_after": 7, "record": str(record)}], 2, tmp_path)
+    carry_out(config, stop_after=13, record=str(record))
+    launch([{"config": config, "record": str(record)}], 3, tmp_path)
+    still, alone = make_config(output=str(tmp_path / "still")), tmp_path / "still.jsonl"
+    carry_out(still, record=str(alone))
+    assert len(record.read_text().splitlines()) == 20
+    assert record.read_text() == alone.read_text()
+    golden = json.loads((ROOT / "tests" / "golden" / "losses.json").read_text())["single_label"]
+    assert list(figures(tmp_path / "moved", "train/loss").values()) == pytest.approx(golden, rel=1e-9)
+
+
+class Zygote:
+    """Forks runs from a process that has imported everything."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "zygote.py")],
+            env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert self.ask(None) == "ready"
+
+    def ask(self, line: str | None) -> str:
+        assert self.process.stdin and self.process.stdout
+        if line is not None:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def start(self, config: dict[str, Any], environment: dict[str, str] | None = None) -> int:
+        return int(self.ask(json.dumps({"config": config, "environment": environment or {}})))
+
+    def wait(self, child: int) -> int:
+        return int(self.ask(f"wait {child}"))
+
+
+@pytest.fixture
+def zygote() -> Iterator[Zygote]:
+    serving = Zygote()
+    yield serving
+    serving.process.kill()
+    serving.process.communicate()
+
+
+def test_kill_9_at_thirty_random_moments(make_config: MakeConfig, tmp_path: Path, zygote: Zygote) -> None:
+    """Runs are killed and started again until they end; whatever the moments, they end with the same weights."""
+    changes: dict[str, Any] = {"checkpoint__every": 3}
+    reference = with_dropout(make_config, tmp_path / "whole", **changes)
+    began = time.monotonic()
+    assert zygote.wait(zygote.start(reference)) == 0
+    seconds = time.monotonic() - began
+    expected, losses = weights(tmp_path / "whole"), figures(tmp_path / "whole", "train/loss")
+    generator, kills, finished = random.Random(5), 0, 0
+    while kills < 30:
+        output = tmp_path / f"killed-{finished}"
+        config = with_dropout(make_config, output, **changes)
+        while not (output / "DONE").exists():
+            child = zygote.start(config)
+            if kills < 30:
+                time.sleep(generator.uniform(0, 0.8 * seconds))
+                os.kill(child, signal.SIGKILL)
+            code = zygote.wait(child)
+            assert code in (0, -signal.SIGKILL)
+            kills += code == -signal.SIGKILL
+        finished += 1
+        assert weights(output) == expected
+        assert figures(output, "train/loss") == losses
+    assert kills == 30
+    assert finished >= 2
