@@ -197,7 +197,7 @@ def _json_lines(file: Path) -> Placed:
     with file.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if not line.isspace():
-                yield _lines(number, number), _parse(line)
+                yield _lines(number, number), _parse(line.rstrip("\r\n"))
 
 
 def _parse(text: str) -> Row | str:

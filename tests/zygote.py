@@ -11,7 +11,7 @@ import sys
 
 import accelerate  # noqa: F401
 import torch  # noqa: F401
-import transformers  # noqa: F401
+import transformers
 
 from train import run
 from train.config import validate

@@ -119,12 +119,14 @@ class Checkpoints:
                 self.failed, problem = True, str(error)
         self.failed = self._anywhere(self.failed)
         if self.failed and self.accelerator.is_main_process:
+            free = shutil.disk_usage(self.folder.parent).free / 1e6
             shutil.rmtree(writing, ignore_errors=True)
             log.warning(
-                "the checkpoint after update %d could not be written (%s). Training goes on; older checkpoints are "
-                "whole. Free space on the disk or mend the permissions of %s",
+                "the checkpoint after update %d could not be written (%s; %.1f MB free on the disk). Training goes on; "
+                "older checkpoints are whole. Free space, or mend the permissions of %s",
                 update,
                 problem or "another process failed",
+                free,
                 self.folder,
             )
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, SerializeAsAny, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    model_validator,
+)  # fmt: skip
 
 from data.errors import UserError
 from data.section import Section, operational
@@ -15,7 +25,7 @@ from train import metrics, overrides, plugins, tasks
 from train.durations import Interval
 from train.model import ModelConfig
 from train.optim import OptimConfig
-from train.problems import explain
+from train.problems import explain, truths
 from train.tasks.base import TaskConfig
 from train.tracking import TrackingConfig
 
@@ -54,7 +64,9 @@ Metrics = Annotated[tuple[Metric, ...], BeforeValidator(_metrics)]
 class RunConfig(Section):
     """All that decides what is learned. Where it runs is said to `accelerate launch`, `torchrun` or Slurm."""
 
-    output: str = operational(..., "Folder of everything the run writes.", min_length=1)
+    output: Annotated[str, AfterValidator(os.path.expanduser)] = operational(
+        ..., "Folder of everything the run writes.", min_length=1
+    )
     seed: int = Field(0, ge=0)
     batch_size: int = Field(32, ge=1, description="Examples of one update, over all processes.")
     micro_batch_size: int | None = operational(None, "At most so many examples go through the model at once.", ge=1)
@@ -111,6 +123,7 @@ def validate(content: Any, file: str, problems: Sequence[str] = ()) -> RunConfig
     except UserError as error:  # the other keys are checked all the same
         found.append(f"task.name: {error}")
         model = create_model("RunConfig", __base__=RunConfig, task=(Any, ...))
+    found += truths(model, content)
     try:
         config = model.model_validate(content)
     except ValidationError as error:

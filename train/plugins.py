@@ -9,10 +9,10 @@ from types import ModuleType
 from data.errors import UserError, nearest
 
 
-def names(package: ModuleType, hidden: tuple[str, ...] = ("base",)) -> list[str]:
-    """Return the parts in a package's folder: its modules, but for `hidden` and those that begin with "_"."""
+def names(package: ModuleType) -> list[str]:
+    """Return the parts in a package's folder: its modules, but for `base` and those that begin with "_"."""
     found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in found if name not in hidden and not name.startswith("_"))
+    return sorted(name for name in found if name != "base" and not name.startswith("_"))
 
 
 def load(package: ModuleType, kind: str, name: str) -> ModuleType:

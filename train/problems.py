@@ -50,6 +50,8 @@ WANTED = {  # by the beginning of pydantic's name for the problem
     "literal_error": "{expected}",
 }
 
+WORDS = " (in YAML, quote words such as no, yes, on and off to have the word)"
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -80,6 +82,22 @@ def explain(model: type[Section], content: Mapping[str, Any], problems: Sequence
         if place.path in together:
             lines.extend(_line(model, place, together[place.path]))
     return lines
+
+
+def truths(model: type[Section], content: Any, prefix: str = "") -> Iterator[str]:
+    """Yield a line for every true or false that stands for a number: pydantic would take them for 1 and 0."""
+    if isinstance(content, list | tuple):
+        for place, entry in enumerate(content):
+            yield from truths(model, entry, f"{prefix}{place}.")
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        field = model.model_fields.get(name)
+        if field is None:
+            continue
+        types = {field.annotation, *get_args(field.annotation)}
+        if isinstance(value, bool) and types & {int, float} and not types & {bool, str}:
+            yield f"{prefix}{name}: must be a number, not {value}{WORDS}"
+        elif section := find_section(field.annotation):
+            yield from truths(section, value, f"{prefix}{name}.")
 
 
 def _place(model: type[Section], content: Any, location: Sequence[Any]) -> _Place:
@@ -128,8 +146,11 @@ def _line(model: type[Section], place: _Place, problems: Sequence[Mapping[str, A
             return
         wanted = " or ".join(dict.fromkeys(_wanted(place, each) for each in problems))
         near = nearest(str(value), re.findall(r"'(.*?)'", wanted)) if isinstance(value, str) else ""
-        words = isinstance(value, bool) and "true or false" not in wanted
-        hint = " (in YAML, quote words such as no, yes, on and off to have the word)" if words else ""
+        hint = ""
+        if isinstance(value, bool):
+            hint = WORDS
+        elif isinstance(value, int | float) and "a text" in wanted:
+            hint = " (in YAML, write it in quotes to have the text)"
         yield f"{key}: must be {wanted}, not {shown}{near}{hint}"
 
 

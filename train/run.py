@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from train.update import Learner
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger("train")
 
 CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
 """What one more micro-batch costs, in tokens that could be computed in that time."""
@@ -94,19 +97,19 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
         evaluate=max(1, in_updates(config.evaluate.every, per_epoch, updates)) if "validation" in evaluators else 0,
         save=max(1, in_updates(config.checkpoint.every, per_epoch, updates)),
     )
-    complete = False
+    complete, written = False, True
     try:
         done = checkpoints.state.update
         fit(learner, batches.between(done, updates), evaluate, journal, checkpoints, updates=updates, every=every)
         complete = checkpoints.state.update == updates or checkpoints.out_of_patience()
         if complete:
-            _finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
+            written = _finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
         else:
             journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
     finally:
         journal.close()
         tracker.finish(complete=complete)
-    return 1 if checkpoints.failed else 0
+    return 0 if written and not checkpoints.failed else 1
 
 
 def _read(config: RunConfig) -> Ingredients:
@@ -245,8 +248,11 @@ def _finish(
     checkpoints: Checkpoints,
     tracker: Tracker,
     order: Order,
-) -> None:
-    """Judge the model to be exported (the best, or the last), and write everything that others rely on."""
+) -> bool:
+    """Judge the model to be exported (the best, or the last), and write everything that others rely on.
+
+    Returns whether it could be written.
+    """
     accelerator, state, folder = ingredients.accelerator, checkpoints.state, Path(config.output)
     if checkpoints.best and state.best_update not in (0, state.update):
         checkpoints.load_weights(state.best_update)
@@ -254,19 +260,31 @@ def _finish(
     for evaluator in evaluators.values():
         figures.update(evaluator())
     weights = accelerator.get_state_dict(learner.model)
-    if accelerator.is_main_process:
+    if not accelerator.is_main_process:
+        return True
+    exported = report.card(
+        config, figures, updates=state.best_update or state.update, pipeline=ingredients.task.pipeline
+    )
+    result = report.results(
+        figures,
+        state,
+        examples=order.examples_until(state.update),
+        world=accelerator.num_processes,
+        precision=ingredients.precision,
+    )
+    try:
         for role, evaluator in evaluators.items():
             output.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
-        exported = state.best_update or state.update
-        text = report.card(config, figures, updates=exported, pipeline=ingredients.task.pipeline)
-        export(accelerator.unwrap_model(learner.model), ingredients.tokenizer, folder / "model", text, weights)
-        result = report.results(
-            figures, state, examples=order.examples_until(state.update), world=accelerator.num_processes,
-            precision=ingredients.precision,
-        )  # fmt: skip
+        net = accelerator.unwrap_model(learner.model)
+        export(net, ingredients.tokenizer, folder / "model", exported, weights)
         output.write_json(folder / "result.json", result)
-        print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-        print(f"trained {state.update:,} updates in {clock(state.seconds)}; results in {folder}")
         if not checkpoints.failed:
             output.write(folder / output.DONE, "")
+    except Exception as error:  # disk full, no permission: several libraries, several kinds
+        log.error("the results could not be written (%s). Free space, and run the same command again", error)
+        return False
+    if figures:
+        print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    print(f"trained {state.update:,} updates in {clock(state.seconds)}; results in {folder}")
     tracker.summary(figures)
+    return True

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from data.encode import Encoded, encode_sources
 from data.source import Rows, Source, open_rows
 
@@ -32,7 +33,12 @@ class FakeEncoder:
             raise RuntimeError("boom")
         tokens = tokenizer(rows["text"], truncation=True, max_length=max_length)["input_ids"]
         labels = [int(label) for label in rows["label"]]
-        return {"input_ids": tokens, "label": labels, "length": [len(ids) for ids in tokens], "targets": [1] * len(labels)}
+        return {
+            "input_ids": tokens,
+            "label": labels,
+            "length": [len(ids) for ids in tokens],
+            "targets": [1] * len(labels),
+        }
 
 
 def build_tokenizer(letters: str = LETTERS, **settings: Any) -> Any:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.order import Order, derive, permute, shares
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy import stats
+
+from data.order import Order, derive, permute, shares
 
 # The first 40 ids of seed 0 over 1,000 rows. They may change only in a commit that says why: resumed runs rely on them.
 GOLDEN = """

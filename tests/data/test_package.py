@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from data import package
 from data.errors import UserError
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from data.order import Order
-from data.plan import Bounds, MicroBatch, cut, padding_efficiency, plan_batch, plan_evaluation
 from hypothesis import given, settings
 from hypothesis import strategies as some
+
+from data.order import Order
+from data.plan import Bounds, MicroBatch, cut, padding_efficiency, plan_batch, plan_evaluation
 
 # Examples by length in tokens: the training set of SST-2 (67,349 rows) under the tokenizer of MiniLM.
 SST2 = {
@@ -52,9 +53,7 @@ def partitions(rows: list[int]) -> Iterator[list[list[int]]]:
             yield [*groups[:number], [first, *group], *groups[number + 1 :]]
 
 
-@given(
-    lengths=some.lists(some.integers(1, 40), min_size=1, max_size=7).map(np.array), bounds=bounds_of
-)
+@given(lengths=some.lists(some.integers(1, 40), min_size=1, max_size=7).map(np.array), bounds=bounds_of)
 @settings(max_examples=60, deadline=None)
 def test_the_cut_costs_least_of_all_ways_to_group(lengths: np.ndarray, bounds: Bounds) -> None:
     possible = (ways for ways in partitions([*range(len(lengths))]) if all(fits(lengths, g, bounds) for g in ways))
@@ -64,9 +63,7 @@ def test_the_cut_costs_least_of_all_ways_to_group(lengths: np.ndarray, bounds: B
 
 @given(lengths=lengths_of, bounds=bounds_of, world=some.integers(1, 5))
 @settings(max_examples=200, deadline=None)
-def test_plan_holds_every_row_once_in_bounds_and_equal_counts(
-    lengths: np.ndarray, bounds: Bounds, world: int
-) -> None:
+def test_plan_holds_every_row_once_in_bounds_and_equal_counts(lengths: np.ndarray, bounds: Bounds, world: int) -> None:
     plan = plan_batch(lengths, bounds, world)
     assert len(plan) == world
     assert len({len(share) for share in plan}) == 1
@@ -147,8 +144,9 @@ def test_fillers_count_as_computed_but_not_as_real() -> None:
     assert padding_efficiency(lengths, parts) == (6, 10)
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_padding_efficiency_on_lengths_of_sst2(world: int) -> None:
+@pytest.mark.parametrize(("world", "least"), [(1, 0.90), (2, 0.86), (4, 0.80)])
+def test_padding_efficiency_on_lengths_of_sst2(world: int, least: float) -> None:
+    """Each process pads alone: the fewer of the 32 rows it has, the fewer it finds of like length."""
     lengths = np.repeat(list(SST2), list(SST2.values()))
     assert len(lengths) == 67_349
     order = Order((len(lengths),), (len(lengths),), 32, 0)
@@ -158,4 +156,4 @@ def test_padding_efficiency_on_lengths_of_sst2(world: int) -> None:
         for share in plan_batch(batch, Bounds(tokens=16_384, overhead=12), world):
             one, other = padding_efficiency(batch, share)
             real, computed = real + one, computed + other
-    assert real / computed >= 0.90
+    assert real / computed >= least

@@ -21,7 +21,7 @@ def reviews(split: str) -> list[dict[str, str]]:
 
 
 def trigrams(text: str) -> Trigrams:
-    words = re.findall(r"[a-z0-9']+", text.lower().replace("’", "'"))  # noqa: RUF001
+    words = re.findall(r"[a-z0-9']+", text.lower().replace("’", "'"))
     return {tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2))}
 
 

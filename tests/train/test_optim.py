@@ -16,7 +16,9 @@ NAMES = get_args(Schedule)
 Rate = Callable[[int], float]
 
 
-def rates(schedule: str, updates: int = UPDATES, warmup: int = WARMUP, decay: int = DECAY, **changes: Any) -> list[float]:
+def rates(
+    schedule: str, updates: int = UPDATES, warmup: int = WARMUP, decay: int = DECAY, **changes: Any
+) -> list[float]:
     """Return the rates of updates 1, 2, ... (so item 0 is that of update 1)."""
     settings = OptimConfig.model_validate({"lr": LR, "schedule": schedule, **changes})
     at = rate(settings, updates, warmup, decay)
@@ -68,7 +70,9 @@ def test_formula(name: str, number: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("updates, warmup, decay", [(1000, 100, 200), (1000, 0, 0), (7, 3, 3), (2, 1, 1), (3, 0, 1), (1, 0, 0), (1, 1, 0)])
+@pytest.mark.parametrize(
+    "updates, warmup, decay", [(1000, 100, 200), (1000, 0, 0), (7, 3, 3), (2, 1, 1), (3, 0, 1), (1, 0, 0), (1, 1, 0)]
+)
 @pytest.mark.parametrize("floor", [0.0, 0.1])
 def test_rises_then_never_rises_and_is_never_zero_nor_above_lr(
     name: str, updates: int, warmup: int, decay: int, floor: float
@@ -111,9 +115,9 @@ def test_power_of_polynomial() -> None:
 
 def test_what_does_not_fit_into_the_run() -> None:
     for warmup in (10, 11):
-        with pytest.raises(UserError, match="optim.warmup: .* but the run has only 10"):
+        with pytest.raises(UserError, match=r"optim\.warmup: .* but the run has only 10"):
             rates("linear", updates=10, warmup=warmup)
-    with pytest.raises(UserError, match="optim.decay: .* only 5 left"):
+    with pytest.raises(UserError, match=r"optim\.decay: .* only 5 left"):
         rates("wsd", updates=10, warmup=5, decay=7)
     assert rates("wsd", updates=3, warmup=2, decay=2)[1:] == [LR, LR], "rounding up both is forgiven"
     assert len(rates("linear", updates=10, warmup=5, decay=7)) == 10
@@ -141,7 +145,9 @@ def test_groups_decay_weights_but_neither_biases_nor_norms() -> None:
 
 def test_settings_reach_the_optimizer() -> None:
     adamw = build_optimizer(model(), OptimConfig(betas=(0.8, 0.9), eps=1e-6, lr=1e-3))
-    assert [(group["betas"], group["eps"], group["lr"]) for group in adamw.param_groups] == [((0.8, 0.9), 1e-6, 1e-3)] * 2
+    assert [(group["betas"], group["eps"], group["lr"]) for group in adamw.param_groups] == [
+        ((0.8, 0.9), 1e-6, 1e-3)
+    ] * 2
     sgd = build_optimizer(model(), OptimConfig(name="sgd", momentum=0.5))
     assert type(sgd).__name__ == "SGD"
     assert [(group["momentum"], group["fused"]) for group in sgd.param_groups] == [(0.5, True)] * 2

@@ -1,0 +1,105 @@
+"""Batches: a function of the update's number; the processes' parts make up the whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from data.batches import Batches
+from data.collate import mask, pad
+from data.encode import Encoded, Features
+from data.order import Order, shares
+from data.plan import Bounds
+from data.source import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def collate(features: Features) -> dict[str, Tensor]:
+    import torch
+
+    ids = features["input_ids"]
+    return {"input_ids": pad(ids, 0), "attention_mask": mask(ids), "row": torch.tensor(features["row"])}
+
+
+@pytest.fixture
+def encoded(encode: Callable[..., Encoded], read: Callable[..., list[Rows]], tmp_path: Path) -> Encoded:
+    lines = [json.dumps({"text": "ab"[number % 2] * (1 + number * 7 % 13), "label": 0}) for number in range(50)]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    return encode(read(tmp_path / "x.jsonl"))
+
+
+def build(encoded: Encoded, batch_size: int = 16, **settings: Any) -> Batches:
+    order = Order(encoded.sizes, shares(list(encoded.sizes), [None]), batch_size, 3)
+    return Batches(encoded, order, settings.pop("bounds", Bounds(tokens=60, overhead=5)), collate, **settings)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("update", [1, 4, 5])
+def test_the_parts_of_all_processes_make_up_the_batch(encoded: Encoded, world: int, update: int) -> None:
+    whole = build(encoded).order.examples(update)
+    found = []
+    batches = [build(encoded, world=world, process=process).batch(update) for process in range(world)]
+    assert len({len(batch.parts) for batch in batches}) == 1
+    for batch in batches:
+        assert np.array_equal(batch.examples, whole)
+        assert batch.targets == len(whole)
+        assert batch.tokens == encoded.features(whole)["length"].sum()
+        assert batch.computed == sum(part.tensors["input_ids"].numel() for part in batch.parts)
+        for part in batch.parts:
+            assert part.tensors["row"].tolist() == part.examples.tolist()
+            lengths = encoded.features(part.examples)["length"]
+            assert part.tensors["attention_mask"].sum(1).tolist() == lengths.tolist()
+            assert part.tensors["input_ids"].shape == (len(lengths), lengths.max())
+            found += part.examples.tolist() if not part.filler else []
+    assert sorted(found) == sorted(whole.tolist())
+
+
+def test_the_last_batch_of_an_epoch_is_the_rest(encoded: Encoded) -> None:
+    batches = build(encoded)
+    assert [len(batch.examples) for _, batch in batches.between(0, 8)] == [16, 16, 16, 2] * 2
+
+
+def test_a_batch_is_a_function_of_its_number(encoded: Encoded) -> None:
+    batches = build(encoded)
+    all_of_them = dict(batches.between(0, 6))
+    assert list(all_of_them) == [1, 2, 3, 4, 5, 6]
+    for number, batch in batches.between(3, 6):
+        assert np.array_equal(batch.examples, all_of_them[number].examples)
+        for part, same in zip(batch.parts, all_of_them[number].parts, strict=True):
+            assert all(part.tensors[name].equal(same.tensors[name]) for name in part.tensors)
+    assert list(batches.between(6, 6)) == []
+
+
+def test_the_cut_does_not_change_the_examples(encoded: Encoded) -> None:
+    cuts = [Bounds(rows=3), Bounds(tokens=30), Bounds()]
+    taken = [build(encoded, bounds=bounds).batch(2).examples.tolist() for bounds in cuts]
+    assert taken[0] == taken[1] == taken[2]
+    assert max(len(part.examples) for part in build(encoded, bounds=Bounds(rows=3)).batch(2).parts) <= 3
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_padding_efficiency_is_that_of_the_batches(encoded: Encoded, world: int) -> None:
+    real = computed = 0
+    for process in range(world):
+        batches = build(encoded, world=world, process=process)
+        epoch = [batch for _, batch in batches.between(0, batches.order.updates_per_epoch)]
+        real = sum(batch.tokens for batch in epoch)
+        computed += sum(batch.computed for batch in epoch)
+    assert build(encoded, world=world).padding_efficiency() == pytest.approx(real / computed)
+    assert 0.5 < build(encoded, world=world).padding_efficiency(sample=2) <= 1
+
+
+def test_pad_and_mask() -> None:
+    sequences = [np.array([7, 8, 9]), np.array([5], dtype=np.int32)]
+    assert pad(sequences, 1).tolist() == [[7, 8, 9], [5, 1, 1]]
+    assert pad(sequences, 1, left=True).tolist() == [[7, 8, 9], [1, 1, 5]]
+    assert mask(sequences).tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert mask(sequences, left=True).tolist() == [[1, 1, 1], [0, 0, 1]]
+    assert str(pad(sequences, 1).dtype) == "torch.int64"

@@ -1,0 +1,313 @@
+"""Encoding: once for each content, whole or not at all, with bad rows named or listed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from data.encode import Encoded, take
+from data.errors import UserError
+from data.source import Rows
+from tests.data.conftest import FakeEncoder
+
+Encode = Callable[..., Encoded]
+Read = Callable[..., list[Rows]]
+
+
+def write(file: Path, *texts: str) -> Path:
+    file.write_text(
+        "".join(json.dumps({"text": text, "label": number % 2}) + "\n" for number, text in enumerate(texts))
+    )
+    return file
+
+
+def kept_files(folder: Path) -> list[Path]:
+    return [file for file in (folder / "cache" / "encoded").glob("*") if file.suffix != ".lock"]
+
+
+def test_features_come_in_the_order_asked_for_across_files(encode: Encode, read: Read, tmp_path: Path) -> None:
+    write(tmp_path / "a1.jsonl", *["a" * n for n in range(1, 6)])
+    write(tmp_path / "a2.jsonl", *["b" * n for n in range(1, 4)])
+    write(tmp_path / "c.jsonl", *["c" * n for n in range(1, 8)])
+    encoded = encode(read(tmp_path / "a*.jsonl"), read(tmp_path / "c.jsonl"))
+    assert encoded.sizes == (8, 7)
+    assert len(encoded.dataset) == 15
+    ids = np.array([14, 0, 7, 5, 8, 0])
+    features = encoded.features(ids)
+    assert features["length"].tolist() == [9, 3, 5, 3, 3, 3]
+    assert features["label"].tolist() == [0, 0, 0, 0, 0, 0]
+    assert features["row"].tolist() == [6, 0, 7, 5, 0, 0]  # the place in its source, across its files
+    assert [len(tokens) for tokens in features["input_ids"]] == [9, 3, 5, 3, 3, 3]
+    assert features["input_ids"][1].tolist() == [2, 5, 3]
+    assert encoded.column("row").tolist() == [*range(8), *range(7)]
+    assert encoded.column("targets").sum() == 15
+    assert encoded.dataset.cache_files  # memory-mapped
+
+
+def test_features_over_many_chunks(encode: Encode, read: Read, tmp_path: Path) -> None:
+    write(tmp_path / "x.jsonl", *["a" * (1 + number % 9) for number in range(2500)])
+    encoded = encode(read(tmp_path / "x.jsonl"))
+    ids = np.random.default_rng(0).integers(0, 2500, 200)
+    assert encoded.features(ids)["length"].tolist() == (3 + ids % 9).tolist()
+    assert encoded.features(ids)["row"].tolist() == ids.tolist()
+
+
+def test_take_chooses_rows_in_order(encode: Encode, read: Read, tmp_path: Path) -> None:
+    features = encode(read(write(tmp_path / "x.jsonl", "a", "bb", "ccc"))).features(np.arange(3))
+    chosen = take(features, np.array([2, 0]))
+    assert chosen["length"].tolist() == [5, 3]
+    assert [len(tokens) for tokens in chosen["input_ids"]] == [5, 3]
+
+
+def test_columns_are_small(encode: Encode, read: Read, tmp_path: Path) -> None:
+    types = {name: str(feature.dtype) for name, feature in encode(
+        read(write(tmp_path / "x.jsonl", "a", "b"))).dataset.features.items() if name != "input_ids"}  # fmt: skip
+    assert types == {"row": "int64", "label": "int32", "length": "int32", "targets": "int32"}
+
+
+def test_the_second_time_nothing_is_encoded(
+    encode: Encode, read: Read, tmp_path: Path, encoder: FakeEncoder, tokenizer: Any
+) -> None:
+    write(tmp_path / "x.jsonl", *["ab"] * 2500)
+    first = encode(read(tmp_path / "x.jsonl"))
+    assert encoder.calls == [1000, 1000, 500]
+    tokenizer("what an earlier call left behind", truncation=True, max_length=3)
+    second = encode(read(tmp_path / "x.jsonl"), encoder=FakeEncoder())
+    assert len(encoder.calls) == 3
+    assert second.fingerprint == first.fingerprint
+    assert len(kept_files(tmp_path)) == 2  # data and notes
+
+
+@pytest.mark.parametrize("change", ["identity", "tokenizer", "side", "max_length", "skip_bad", "file", "encoder"])
+def test_what_changes_the_result_is_encoded_again(
+    encode: Encode, read: Read, tmp_path: Path, encoder: FakeEncoder, new_tokenizer: Any, change: str
+) -> None:
+    class Other(FakeEncoder):
+        pass
+
+    write(tmp_path / "x.jsonl", "ab" * 20, "cd")
+    before = encode(read(tmp_path / "x.jsonl"))
+    again = Other() if change == "encoder" else FakeEncoder()
+    changes: dict[str, Any] = {"encoder": again}
+    if change == "identity":
+        again.identity = "another"
+    elif change == "tokenizer":
+        changes["tokenizer"] = new_tokenizer("abc")
+    elif change == "side":
+        changes["tokenizer"] = new_tokenizer(truncation_side="left")
+    elif change == "max_length":
+        changes["max_length"] = 8
+    elif change == "skip_bad":
+        changes["skip_bad"] = True
+    elif change == "file":
+        write(tmp_path / "x.jsonl", "new" * 20, "cd")
+    after = encode(read(tmp_path / "x.jsonl"), **changes)
+    assert len(again.calls) == 1
+    assert (after.fingerprint == before.fingerprint) == (change in ("identity", "skip_bad", "encoder"))
+
+
+def test_a_task_whose_code_changed_is_encoded_again(encode: Encode, read: Read, tmp_path: Path) -> None:
+    code = """
+        class Task:
+            columns = ("text", "label")
+            identity = "same"
+
+            def problem(self, row):
+                return None
+
+            def encode(self, rows, tokenizer, max_length):
+                return {name: [number() for _ in rows["text"]] for name in ("length", "targets")}
+
+
+        def number():
+            return 1
+    """
+    file = tmp_path / "task_in_a_file.py"
+    lengths = []
+    for text in (code, code.replace("return 1", "return 2  # outside of the class")):
+        file.write_text(textwrap.dedent(text))
+        spec = importlib.util.spec_from_file_location("task_in_a_file", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["task_in_a_file"] = module
+        spec.loader.exec_module(module)
+        encoded = encode(read(write(tmp_path / "x.jsonl", "a")), encoder=module.Task())
+        lengths.append(int(encoded.column("length")[0]))
+    del sys.modules["task_in_a_file"]
+    assert lengths == [1, 2]
+
+
+def test_the_fingerprint_is_of_the_examples_not_of_the_place(encode: Encode, read: Read, tmp_path: Path) -> None:
+    write(tmp_path / "x.jsonl", "a", "b")
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path / "elsewhere" / "y.jsonl", "a", "b")
+    write(tmp_path / "z.jsonl", "b", "a")
+    first = encode(read(tmp_path / "x.jsonl"))
+    moved = encode(read(tmp_path / "elsewhere" / "y.jsonl"), cache=tmp_path / "other cache")
+    assert moved.fingerprint == first.fingerprint
+    assert encode(read(tmp_path / "z.jsonl")).fingerprint != first.fingerprint
+
+
+def test_problems_name_file_and_row(encode: Encode, read: Read, tmp_path: Path, encoder: FakeEncoder) -> None:
+    rows = read(write(tmp_path / "x.jsonl", "a", "bad", *"bc", *["bad"] * 7))
+    with pytest.raises(UserError) as raised:
+        encode(rows)
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "x.jsonl, line 2: 'text' is bad"
+    assert lines[1] == "x.jsonl, line 5: 'text' is bad"
+    assert lines[4].endswith("(and 3 more like this nearby)")
+    assert "data.on_bad_row=skip" in lines[5]
+    assert encoder.calls == []
+    assert kept_files(tmp_path) == []
+
+
+def test_problems_of_parquet_name_the_row(encode: Encode, read: Read, tmp_path: Path) -> None:
+    Dataset.from_dict({"text": ["a", "bad"], "label": [0, 1]}).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet, row 1 \(from 0\): 'text' is bad"):
+        encode(read(tmp_path / "x.parquet"))
+
+
+def test_skipped_rows_are_listed_also_from_the_cache(encode: Encode, read: Read, tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": "a", "label": 0}\n{\n{"text": "bad", "label": 0}\n{"text": "b", "label": 1}\n'
+    )
+    write(tmp_path / "y.jsonl", "bad", "bad")
+    for _ in range(2):
+        encoded = encode(read(tmp_path / "[xy].jsonl", skip_bad=True), skip_bad=True)
+        assert [note.split(":")[0] for note in encoded.skipped] == [
+            "x.jsonl, line 2", "x.jsonl, line 3", "y.jsonl, line 1", "y.jsonl, line 2",
+        ]  # fmt: skip
+        assert encoded.sizes == (2,)
+        assert encoded.column("row").tolist() == [0, 2]
+
+
+def test_a_source_without_usable_rows(encode: Encode, read: Read, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.jsonl: no usable rows; 2 were skipped, the first: x\.jsonl, line 1: 'tex"):
+        encode(read(write(tmp_path / "x.jsonl", "bad", "bad")), skip_bad=True)
+
+
+def test_chunks_without_a_usable_row(encode: Encode, read: Read, tmp_path: Path) -> None:
+    rows = read(write(tmp_path / "x.jsonl", *["bad"] * 1000, "a", *["bad"] * 1500, "bb"))
+    encoded = encode(rows, skip_bad=True)
+    assert encoded.column("row").tolist() == [1000, 2501]
+    assert len(encoded.skipped) == 2500
+
+
+def test_lists_that_are_all_empty_in_a_chunk(encode: Encode, read: Read, tmp_path: Path) -> None:
+    class Multi(FakeEncoder):
+        def encode(self, rows: Any, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+            labels: list[list[int]] = [[] if text == "a" else [1] for text in rows["text"]]
+            return {"label": labels, "length": [1] * len(labels), "targets": [3] * len(labels)}
+
+    encoded = encode(read(write(tmp_path / "x.jsonl", *["a"] * 1500, "b")), encoder=Multi())
+    assert [labels.tolist() for labels in encoded.features(np.array([1500, 0]))["label"]] == [[1], []]
+
+
+def test_class_labels_are_numbers(encode: Encode, read: Read, tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(tmp_path / "x.parquet")
+    assert encode(read(tmp_path / "x.parquet")).column("label").tolist() == [1, 0]
+
+
+def test_longest_counts_examples_that_reach_max_length(encode: Encode, read: Read, tmp_path: Path) -> None:
+    encoded = encode(read(write(tmp_path / "x.jsonl", "a" * 5, "a" * 6, "a" * 50)), max_length=8)
+    assert encoded.column("length").tolist() == [7, 8, 8]
+    assert encoded.longest == 2
+
+
+def test_an_encoder_that_raises_leaves_nothing(encode: Encode, read: Read, tmp_path: Path) -> None:
+    write(tmp_path / "x.jsonl", *["a"] * 1500, "boom")
+    with pytest.raises(RuntimeError, match="boom"):
+        encode(read(tmp_path / "x.jsonl"))
+    assert kept_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a chunk short", "emptied", "notes lost", "notes nonsense"])
+def test_a_damaged_cache_is_encoded_again(encode: Encode, read: Read, tmp_path: Path, damage: str) -> None:
+    write(tmp_path / "x.jsonl", *["ab"] * 2500)
+    before = encode(read(tmp_path / "x.jsonl"))
+    ids = np.array([2499, 3])
+    expected = before.features(ids)["length"].tolist()
+    (arrow,) = (tmp_path / "cache" / "encoded").glob("*.arrow")
+    notes = arrow.with_suffix(".json")
+    size = arrow.stat().st_size
+    if damage == "notes lost":
+        notes.unlink()
+    elif damage == "notes nonsense":
+        notes.write_text('{"rows": 25')
+    else:
+        with arrow.open("r+b") as stream:
+            stream.truncate({"truncated": size // 2, "a chunk short": size - 8, "emptied": 0}[damage])
+    again = FakeEncoder()
+    after = encode(read(tmp_path / "x.jsonl"), encoder=again)
+    assert len(again.calls) == 3
+    assert after.features(ids)["length"].tolist() == expected
+    assert after.fingerprint == before.fingerprint
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from tests.data.conftest import FakeEncoder, build_tokenizer
+from data.encode import encode_sources
+from data.source import Source, open_rows
+
+class Slow(FakeEncoder):
+    def encode(self, rows, tokenizer, max_length):
+        time.sleep(float(sys.argv[2]))
+        return super().encode(rows, tokenizer, max_length)
+
+folder = Path(sys.argv[1])
+encoder = Slow()
+rows = open_rows(Source(path=str(folder / "x.jsonl")), "train", skip_bad=False, cache=folder / "cache", token=None)
+encoded = encode_sources([rows], encoder, build_tokenizer(), 16, skip_bad=False, cache=folder / "cache")
+print(len(encoder.calls), encoded.fingerprint)
+"""
+
+
+def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    (folder / "program.py").write_text(PROGRAM)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(folder / "program.py"), str(folder), str(seconds), str(root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_writer_frees_those_who_wait_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """Of two processes the one that encodes is killed: the other encodes, and the file is whole."""
+    write(tmp_path / "x.jsonl", *["ab"] * 3000)
+    first = start(tmp_path, 30)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "cache").glob("encoded/*.writing")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = start(tmp_path, 0)
+    time.sleep(0.5)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert first.stdout is not None
+    first.stdout.close()
+    answer = second.communicate(timeout=60)[0]
+    assert answer.split()[0] == "3"
+    assert sorted(file.suffix for file in kept_files(tmp_path)) == [".arrow", ".json"]
+
+
+def test_processes_that_encode_at_once_share_one_file(tmp_path: Path) -> None:
+    write(tmp_path / "x.jsonl", *["ab"] * 3000)
+    answers = [process.communicate(timeout=60)[0].split() for process in [start(tmp_path, 0.1) for _ in range(2)]]
+    assert sorted(calls for calls, _ in answers) == ["0", "3"]
+    assert len({fingerprint for _, fingerprint in answers}) == 1

@@ -1,0 +1,195 @@
+"""Checkpoints are whole or do not exist: every damage is seen, failures harm nothing, the best and the newest stay."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import figures
+from tests.worker import carry_out
+from train import manifest
+from train.checkpoint import Checkpoints
+
+MakeConfig = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def interrupted(make_config: MakeConfig, tmp_path: Path) -> dict[str, Any]:
+    """A run that was stopped after update 12, with checkpoints after updates 10 and 12."""
+    config = make_config(checkpoint__every=5, data__validation=None)
+    assert carry_out(config, stop_after=12) == 0
+    assert names(tmp_path / "out") == ["update-00000010", "update-00000012"]
+    return config
+
+
+def names(output: Path) -> list[str]:
+    return sorted(path.name for path in (output / "checkpoints").iterdir())
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 4
+    file.write_bytes(bytes(content))
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+DAMAGES = (truncate, flip, empty, Path.unlink)
+
+
+def damaged_copies(output: Path, work: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the folder of checkpoints with each file of the newest damaged in each way, one at a time."""
+    files = sorted(path.name for path in (output / "checkpoints" / "update-00000012").iterdir())
+    assert {"model.safetensors", "optimizer.bin", "state.json", "manifest.json"} <= set(files)
+    assert not any("random" in name for name in files)
+    for name in files:
+        for damage in DAMAGES:
+            copy = work / f"{name}-{damage.__name__}"
+            shutil.copytree(output / "checkpoints", copy)
+            damage(copy / "update-00000012" / name)
+            yield name, copy
+
+
+def test_every_damage_is_seen_and_said(
+    interrupted: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from accelerate import Accelerator
+
+    accelerator, seen = Accelerator(cpu=True), 0
+    for name, folder in damaged_copies(tmp_path / "out", tmp_path / "copies"):
+        caplog.clear()
+        checkpoints = Checkpoints(folder, accelerator, keep=2, best=None, higher_is_better=True, patience=None)
+        with caplog.at_level(logging.WARNING, "train"):
+            assert checkpoints.newest() == 10
+        assert f"rejected the checkpoint update-00000012: {name} is " in caplog.text
+        assert (folder / "damaged-update-00000012").is_dir()
+        seen += 1
+    assert seen >= 4 * len(DAMAGES)
+
+
+def test_an_added_file_is_seen(interrupted: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "checkpoints" / "update-00000012"
+    assert manifest.problem(folder) is None
+    (folder / "extra.bin").write_text("x")
+    assert manifest.problem(folder) == "extra.bin does not belong there"
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_run_goes_on_from_what_is_whole(
+    damaged: int, interrupted: dict[str, Any], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    for name in names(tmp_path / "out")[-damaged:]:
+        flip(tmp_path / "out" / "checkpoints" / name / "model.safetensors")
+    assert carry_out(interrupted) == 0
+    undisturbed = make_config(checkpoint__every=5, data__validation=None, output=str(tmp_path / "undisturbed"))
+    assert carry_out(undisturbed) == 0
+    for file in ("model/model.safetensors", "metrics.jsonl"):
+        if file.endswith("jsonl"):
+            assert figures(tmp_path / "out", "train/loss") == figures(tmp_path / "undisturbed", "train/loss")
+        else:
+            assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
+
+
+def test_a_failed_save_stops_nothing_and_harms_nothing(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Checkpoints._write
+
+    def full(self: Checkpoints, writing: Path) -> None:
+        real(self, writing)
+        if self.state.update in (10, 15):
+            (writing / "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    config = make_config(checkpoint__every=5, checkpoint__keep=9, data__validation=None)
+    assert carry_out(config) == 0  # the last one was written
+    assert names(tmp_path / "out") == ["update-00000005", "update-00000020"]
+    assert caplog.text.count("No space left on device") == 2
+
+
+def test_the_run_ends_non_zero_if_the_last_save_failed(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(writing: Path, final: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(final))
+
+    monkeypatch.setattr(manifest, "publish", broken)
+    assert carry_out(make_config(updates=3)) == 1
+    output = tmp_path / "out"
+    assert names(output) == []
+    assert not (output / "DONE").exists()
+    assert (output / "model" / "model.safetensors").exists()
+
+
+def test_a_really_full_disk(make_config: MakeConfig, tmp_path: Path) -> None:
+    """On a file system with room for one checkpoint and a half, the first one stays whole and the run ends non-zero."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        changes = {"updates": 6, "checkpoint__every": 2, "checkpoint__keep": 9, "data__validation": None}
+        config = make_config(output=str(small / "out"), **changes)
+        assert carry_out(config, stop_after=1) == 0
+        first = small / "out" / "checkpoints" / "update-00000001"
+        room = shutil.disk_usage(small).free
+        (small / "ballast").write_bytes(bytes(room - sum(f.stat().st_size for f in first.iterdir()) // 2))
+        assert carry_out(config) == 1
+        assert names(small / "out") == ["update-00000001"]
+        assert manifest.problem(first) is None
+        (small / "ballast").unlink()
+        assert carry_out(config) == 0
+        assert (small / "out" / "DONE").exists()
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_best_and_newest_stay_and_the_best_is_exported(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(
+        evaluate__every=2, checkpoint__every=2, checkpoint__keep=2, checkpoint__best="loss", optim__lr=0.02
+    )
+    assert carry_out(config) == 0
+    output = tmp_path / "out"
+    losses = figures(output, "validation/loss")
+    best = min(losses, key=lambda update: losses[update])
+    result = json.loads((output / "result.json").read_text())
+    assert result["best_update"] == best
+    assert result["metrics"]["validation/loss"] == pytest.approx(losses[best], rel=1e-12)
+    assert set(names(output)) == {"update-00000018", "update-00000020", f"update-{best:08d}"}
+
+
+def test_early_stopping(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(updates=60, evaluate__every=2, checkpoint__best="loss", checkpoint__patience=2, optim__lr=0.05)
+    assert carry_out(config) == 0
+    output = tmp_path / "out"
+    losses = figures(output, "validation/loss")
+    result = json.loads((output / "result.json").read_text())
+    assert result["updates"] < 60
+    assert result["updates"] == result["best_update"] + 4
+    assert min(losses.values()) == losses[result["best_update"]]
+    assert (output / "DONE").exists()
+
+
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(evaluate__every=4)
+    assert carry_out(config, stop_after=8) == 0
+    assert list(figures(tmp_path / "out", "validation/loss")) == [4]
+    assert carry_out(config) == 0
+    whole = make_config(evaluate__every=4, output=str(tmp_path / "whole"))
+    assert carry_out(whole) == 0
+    assert figures(tmp_path / "out", "validation/loss") == figures(tmp_path / "whole", "validation/loss")

