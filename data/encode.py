@@ -6,11 +6,11 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 CHUNK = 1_000  # rows tokenized at once: enough for a fast tokenizer to use all cores
+GROUP = 20  # chunks written at once: a file opens in 10 us for each time, so 0.5 s for 10^9 rows
 SHOWN = 5  # problems named in one message
 VERSION = 1  # part of the cache key: raise it when what is written changes
 
@@ -144,26 +145,33 @@ def _encode_file(rows: Rows, work: _Work, cache: Path, start: int) -> tuple[Path
 def _write(rows: Rows, work: _Work, target: Path, start: int) -> Notes:
     import pyarrow as pa
 
-    skipped: list[str] = []
-    longest = count = 0
+    notes: Notes = {"rows": 0, "skipped": [], "longest": 0}
     digest = hashlib.blake2b(digest_size=16)
-    dataset = rows.dataset.select_columns([*work.encoder.columns])
+    tables = _encoded(rows, work, start, notes)
     with pa.OSFile(str(target), "wb") as sink, ExitStack() as stack:
         writer = None
-        for first in range(0, len(dataset), CHUNK):
-            chunk: dict[str, list[Any]] = dataset[first : first + CHUNK]
-            good = _usable(rows, work.encoder, chunk, first, skipped, skip_bad=work.skip_bad)
-            if not good:
-                continue
-            usable = {name: [values[row] for row in good] for name, values in chunk.items()}
-            features = work.encoder.encode(usable, work.tokenizer, work.max_length)
-            table = _table({"row": [start + first + row for row in good], **features})
+        while group := list(islice(tables, GROUP)):
+            for table in group:
+                _digest(table, digest)
+            table = pa.concat_tables(group).combine_chunks()
             writer = writer or stack.enter_context(pa.ipc.new_stream(sink, table.schema))
             writer.write_table(table)
-            _digest(table, digest)
-            longest += int(np.count_nonzero(np.array(features["length"]) >= work.max_length))
-            count += len(good)
-    return {"rows": count, "skipped": skipped, "longest": longest, "digest": digest.hexdigest()}
+    return {**notes, "digest": digest.hexdigest()}
+
+
+def _encoded(rows: Rows, work: _Work, start: int, notes: Notes) -> Iterator[pa.Table]:
+    """Yield a table for each chunk that holds usable rows; keep `notes` on the way."""
+    dataset = rows.dataset.select_columns([*work.encoder.columns])
+    for first in range(0, len(dataset), CHUNK):
+        chunk: dict[str, list[Any]] = dataset[first : first + CHUNK]
+        good = _usable(rows, work.encoder, chunk, first, notes["skipped"], skip_bad=work.skip_bad)
+        if not good:
+            continue
+        usable = {name: [values[row] for row in good] for name, values in chunk.items()}
+        features = work.encoder.encode(usable, work.tokenizer, work.max_length)
+        notes["rows"] += len(good)
+        notes["longest"] += int(np.count_nonzero(np.array(features["length"]) >= work.max_length))
+        yield _table({"row": [start + first + row for row in good], **features})
 
 
 def _digest(table: pa.Table, digest: hashlib.blake2b) -> None:

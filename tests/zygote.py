@@ -1,4 +1,4 @@
-"""Import everything once, then fork a process for every line on standard input: {"config": {...}, "environment": {...}}.
+"""Import everything once, then fork a process for every line on standard input: {"config": ..., "environment": ...}.
 
 Prints the process id of each. Killing runs at random moments would otherwise be mostly killing imports.
 """

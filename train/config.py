@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
-from data.errors import UserError
+from data.errors import UserError, nearest
 from data.section import Section, operational
 from data.source import DataConfig
 from train import metrics, overrides, plugins, tasks
@@ -203,10 +203,15 @@ def _between(content: Mapping[str, Any]) -> list[str]:
         problems.append("checkpoint.patience needs checkpoint.best: the figure that should get better")
     if best and not given("data", "validation"):
         problems.append("checkpoint.best needs data.validation: there is nothing to judge on")
-    if isinstance(best, str) and (known := _figures(given("metrics"))):
-        name = best.removeprefix("validation/")
-        if not any(name == figure or name.startswith(f"{figure}_") for figure in known):
-            problems.append(f"checkpoint.best: no metric reports {best!r}; there are {', '.join(known)}")
+    figures = _figures(given("metrics"))
+    if twice := sorted({name for name in figures if figures.count(name) > 1}):
+        problems.append(
+            f"metrics: two report {twice[0]!r}; tell them apart with a prefix: {{name: ..., prefix: other_}}"
+        )
+    known = ["loss", *dict.fromkeys(figures if given("metrics") else metrics.names())]
+    if isinstance(best, str) and len(known) > 1 and (name := best.removeprefix("validation/")) not in known:
+        allowed = f"there are {', '.join(known)}{nearest(name, known)}"
+        problems.append(f"checkpoint.best: no metric of this config reports {best!r}; {allowed}")
     if isinstance(sources, list | tuple):
         weights = [isinstance(source, Mapping) and source.get("weight") is not None for source in sources]
         if any(weights) and not all(weights):
@@ -215,13 +220,17 @@ def _between(content: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(entries: Any) -> list[str]:
-    """Return how the figures begin that these metrics report; nothing where that is not known before they run."""
+    """Return the names of the figures that these metrics report; nothing where only a run can tell."""
     try:
-        choices = [metrics.parse(entry) for entry in _metrics(entries) or metrics.names()]
+        choices = [metrics.parse(entry) for entry in _metrics(entries) or ()]
     except (UserError, TypeError):  # told elsewhere
         return []
-    local = all(choice.name in metrics.names() for choice in choices)
-    return ["loss", *(choice.prefix + choice.name for choice in choices)] if local else []
+    averages = [choice.options.get("average", "auto") for choice in choices]
+    names = [
+        f"{choice.prefix}{choice.name}" + (f"_{average}" if average != "auto" else "")
+        for choice, average in zip(choices, averages, strict=True)
+    ]
+    return names if all(choice.name in metrics.names() for choice in choices) else []
 
 
 def _flat(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -40,16 +40,16 @@ def test_patterns_stay_patterns(carrier: Path, pattern: str) -> None:
 
 @pytest.mark.parametrize("address", ["package:no_such_package_here/x", "package:no-name/x", "package:/x", "package:"])
 def test_a_missing_package_is_named(address: str) -> None:
-    with pytest.raises(UserError, match="is installed here; install it with pip"):
+    with pytest.raises(UserError, match=r"is installed here; install it with pip"):
         package.resolve(address)
 
 
 def test_a_module_that_is_no_package_carries_nothing() -> None:
-    with pytest.raises(UserError, match="no package 'this'"):
+    with pytest.raises(UserError, match=r"no package 'this'"):
         package.resolve("package:this/x")
 
 
 @pytest.mark.parametrize("inside", ["rows/valid.jsonl", "rows/*/*.csv"])
 def test_a_missing_file_in_a_package_is_named(carrier: Path, inside: str) -> None:
-    with pytest.raises(UserError, match="is installed, but .* does not exist"):
+    with pytest.raises(UserError, match=r"is installed, but .* does not exist"):
         package.resolve(f"package:carrier_of_rows/{inside}")

@@ -118,7 +118,7 @@ def test_saved_splits(read: Read, tmp_path: Path) -> None:
     assert texts(read(tmp_path / "saved")) == TEXTS
     assert texts(read(tmp_path / "saved", role="validation")) == ["b"]
     assert texts(read(tmp_path / "saved", role="validation", split="extra")) == ["c"]
-    with pytest.raises(UserError, match="has no split 'test'; it has train, validation, extra") as raised:
+    with pytest.raises(UserError, match=r"has no split 'test'; it has train, validation, extra") as raised:
         read(tmp_path / "saved", role="test")
     assert "data.test.split" in str(raised.value)
 
@@ -130,7 +130,7 @@ def test_files_of_packages(read: Read, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(tmp_path)
     assert texts(read("package:carrier_of_texts/x.jsonl")) == TEXTS
     assert texts(read("package:carrier_of_texts/*.jsonl")) == TEXTS
-    with pytest.raises(UserError, match="package:carrier_of_texts/y.jsonl"):
+    with pytest.raises(UserError, match=r"package:carrier_of_texts/y.jsonl"):
         read("package:carrier_of_texts/y.jsonl")
 
 
@@ -177,7 +177,7 @@ def test_damage_inside_a_parquet_file(read: Read, tmp_path: Path) -> None:
     content = bytearray(write(tmp_path, "x.parquet").read_bytes())
     content[4:60] = b"\xff" * 56  # the first page; the footer still reads well
     (tmp_path / "x.parquet").write_bytes(content)
-    with pytest.raises(UserError, match="x.parquet is not a readable parquet file: (?!An error occurred)"):
+    with pytest.raises(UserError, match=r"x.parquet is not a readable parquet file: (?!An error occurred)"):
         read(tmp_path / "x.parquet")
 
 

@@ -71,7 +71,7 @@ def written(tmp_path: Path, text: str) -> str:
         ("output=runs/${epochs}", lambda c: c.output == "runs/1"),
         ("optim.warmup=0.5 epochs", lambda c: c.optim.warmup == "0.5 epochs"),
         ("model.config.hidden_dropout_prob=0", lambda c: c.model.config == {"hidden_dropout_prob": 0}),
-        ("checkpoint.best=f1_macro", lambda c: c.checkpoint.best == "f1_macro"),
+        ("checkpoint.best=f1", lambda c: c.checkpoint.best == "f1"),
     ],
 )
 def test_values(file: str, override: str, value: Any) -> None:
@@ -151,7 +151,8 @@ def test_a_sources_short_form_is_the_long_one(file: str) -> None:
         ("tracking.trackers=[wandbb]", ["tracking.trackers.0", "did you mean 'wandb'?"]),
         ("updates=3", ["epochs, updates: give one of them"]),
         ("checkpoint.patience=2", ["checkpoint.patience needs checkpoint.best"]),
-        ("checkpoint.best=acuracy", ["checkpoint.best: no metric reports 'acuracy'", "accuracy"]),
+        ("checkpoint.best=acuracy", ["no metric of this config reports 'acuracy'", "did you mean 'accuracy'?"]),
+        ("metrics=[f1, {name: f1, positive: 0}]", ["metrics: two report 'f1'; tell them apart with a prefix"]),
         ("data.train=[a, {path: b, weight: 2}]", ["data.train: give every source a weight, or none"]),
         ("optim.lr", ["'optim.lr': after the config file come key=value pairs"]),
         ("a..b=1", ["'a..b'"]),
@@ -192,6 +193,10 @@ def test_a_list_wants_a_place(file: str) -> None:
 
 def test_best_needs_something_to_judge_on(file: str) -> None:
     assert "checkpoint.best needs data.validation" in problems(file, "data.validation=", "checkpoint.best=loss")
+    message = problems(file, "metrics=[accuracy, {name: f1, average: macro, prefix: dev_}]", "checkpoint.best=f1_macro")
+    assert "there are loss, accuracy, dev_f1_macro; did you mean 'dev_f1_macro'?" in message
+    for best in ("loss", "accuracy", "validation/f1_macro"):
+        read(file, "metrics=[accuracy, {name: f1, average: macro}]", f"checkpoint.best={best}")
     assert read(file, "metrics=[hub/metric]", "checkpoint.best=anything").checkpoint.best == "anything"
 
 
@@ -337,3 +342,20 @@ def test_every_task_can_be_read(file: str) -> None:
     assert "text_classification" in names
     for name in names:
         assert read(file, f"task={name}").task.name == name
+
+
+def test_metrics_report_what_checkpoint_best_may_name() -> None:
+    import importlib
+
+    import numpy as np
+
+    classes, values = np.array([0, 1, 1]), np.array([0.0, 1.0, 1.5])
+    for name in config.metrics.names():
+        module = importlib.import_module(f"train.metrics.{name}")
+        taken = values if "regression" in module.KINDS else classes
+        taken = np.array([[0.6, 0.4], [0.2, 0.8], [0.3, 0.7]]) if module.TAKES == "scores" else taken
+        references = values[::-1] if "regression" in module.KINDS else classes
+        averages = ["macro", "weighted"] if "average" in module.Options.model_fields else []
+        for options in ({}, *({"average": average} for average in averages)):
+            reported = module.compute(taken, references, module.Options.model_validate(options))
+            assert list(reported) == config._figures([{"name": name, **options}])
