@@ -19,7 +19,7 @@ def launch(jobs: list[dict[str, Any]], world: int, folder: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(ROOT / "tests" / "worker.py"), str(listed)],
+        [*command, "-m", "tests.worker", str(listed)],
         env=environment, cwd=folder, text=True, capture_output=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

@@ -1,4 +1,4 @@
-"""The program as a user starts it: what it prints, what it leaves behind, what it tells trackers, what it never tells."""
+"""The program as a user starts it: what it prints, leaves behind and tells trackers, and what it never tells."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_one_wandb_run_over_a_kill_and_a_stop_and_no_secret_anywhere(make_config
             if record.WhichOneof("record_type") == "run":
                 ids.add(record.run.run_id)
             elif record.WhichOneof("record_type") == "history":
-                steps.append(record.history.step.num)
+                entries = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+                steps.append(int(entries["_step"]))
     assert len(ids) == 1
     assert steps == sorted(set(steps))
     assert steps[-1] == 300
@@ -72,7 +73,9 @@ def test_one_wandb_run_over_a_kill_and_a_stop_and_no_secret_anywhere(make_config
 def test_what_a_run_prints_and_leaves_behind(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(precision="fp32", evaluate__every=10, tracking__log_every=5, data__on_bad_row="skip")
     train = Path(config["data"]["train"])
-    train.write_text(train.read_text() + '{"text": "", "label": "low"}\n{"text": "w1", "label": "lwo"}\n{"text": \n')
+    train.write_text(train.read_text() + '{"text": "", "label": "low"}\n{"text": \n')
+    validation = Path(config["data"]["validation"])
+    validation.write_text(validation.read_text() + '{"text": "w1", "label": "lwo"}\n')
     process = start(write_config(config, tmp_path / "run.yaml"))
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -80,16 +83,19 @@ def test_what_a_run_prints_and_leaves_behind(make_config: MakeConfig, tmp_path: 
     lines = printed.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["model", "where", "data"]
     assert "1 process, cpu (1 threads), fp32" in lines[1]
-    assert any("3 rows of train skipped, the first: " in line for line in lines)
-    assert any(line.startswith("plan    20 updates of 32 examples, 5 an epoch; padding efficiency 0.") for line in lines)
+    assert any("2 rows of train skipped, the first: " in line for line in lines)
+    assert any("1 rows of validation skipped, the first: " in line and "did you mean 'low'" in line for line in lines)
+    assert any(
+        line.startswith("plan    20 updates of 32 examples, 5 an epoch; padding efficiency 0.") for line in lines
+    )
     assert sum(line.startswith("update ") for line in lines) == 4 + 2
     assert lines[-1].endswith(f"results in {tmp_path / 'out'}")
     output = tmp_path / "out"
     skipped = (output / "skipped_rows_train.txt").read_text().splitlines()
-    assert [line.split(":")[0].split(", ")[1] for line in skipped] == ["line 153", "line 151", "line 152"]
+    assert [line.split(":")[0].split(", ")[1] for line in skipped] == ["line 152", "line 151"]
     assert {path.name for path in output.iterdir()} == {
         "DONE", "checkpoints", "config.yaml", "metrics.jsonl", "model", "predictions", "result.json",
-        "skipped_rows_train.txt",
+        "skipped_rows_train.txt", "skipped_rows_validation.txt",
     }  # fmt: skip
     result = json.loads((output / "result.json").read_text())
     assert {"metrics", "updates", "examples", "seconds", "tokens_per_second", "padding_efficiency"} <= set(result)
@@ -103,11 +109,20 @@ def test_what_a_run_prints_and_leaves_behind(make_config: MakeConfig, tmp_path: 
     assert again.returncode == 0
 
 
+def caught(process: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc to see when the handlers stand")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_in_the_imports_is_not_lost(number: int, make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(updates=2000, data__validation=None)
     process = start(write_config(config, tmp_path / "run.yaml"))
-    time.sleep(0.6)  # the handlers stand, torch is being imported
+    while not caught(process.pid, signal.SIGTERM):
+        time.sleep(0.005)
     process.send_signal(number)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors

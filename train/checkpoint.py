@@ -82,6 +82,8 @@ class Checkpoints:
         self.state.evaluated = update
         if self.best is None:
             return
+        if self.best not in figures:
+            raise UserError(f"checkpoint.best: no evaluation reports {self.best!r}; there are {', '.join(figures)}")
         value, best = figures[self.best], self.state.best_value
         better = best is None or (value > best if self.higher_is_better else value < best)
         if better and not math.isnan(value):

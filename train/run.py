@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,23 +57,20 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     """Carry out a run, or what is left of it; return the exit code of the process.
 
     0: finished, or stopped on request with a checkpoint. 1: the last checkpoint could not be written.
-    Raises `UserError` before anything is written if config, data or model cannot be used.
+    Raises `UserError` before anything is written if config, data or model cannot be used. The caller has claimed the
+    output folder.
     """
-    if output.claim(config, resume_anyway=resume_anyway):
-        if os.environ.get("RANK", "0") == "0":
-            print(f"this run is finished; its results are in {config.output}")
-        return 0
     ingredients = _read(config)
     accelerator = ingredients.accelerator
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        output.begin(config)
     batches, bounds = _batches(config, ingredients)
     per_epoch = batches.order.updates_per_epoch
     updates = total_updates(config.epochs, config.updates, per_epoch)
     learner = _learner(config, ingredients, per_epoch, updates)
     evaluators = _evaluators(config, ingredients, learner.model, bounds)
     checkpoints = _checkpoints(config, accelerator)
+    accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
+    if accelerator.is_main_process:
+        output.begin(config)
     newest = checkpoints.newest()
     if newest is not None:
         checkpoints.load(newest)
@@ -93,7 +89,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
         checkpoints.judge(number, figures)
 
     every = Every(
-        log=in_updates(config.tracking.log_every, per_epoch, updates),
+        log=max(1, in_updates(config.tracking.log_every, per_epoch, updates)),
         evaluate=max(1, in_updates(config.evaluate.every, per_epoch, updates)) if "validation" in evaluators else 0,
         save=max(1, in_updates(config.checkpoint.every, per_epoch, updates)),
     )
@@ -119,11 +115,6 @@ def _read(config: RunConfig) -> Ingredients:
 
     disable_progress_bars()
     accelerator, precision = hardware.build_accelerator(config.precision)
-    if config.batch_size < accelerator.num_processes:
-        raise UserError(
-            f"batch_size: {config.batch_size} examples cannot be shared by {accelerator.num_processes} processes; "
-            "raise it, or start fewer"
-        )
     token = config.hub_token.get_secret_value() if config.hub_token else None
     skip_bad = config.data.on_bad_row == "skip"
     cache = Path(config.data.cache or datasets_config.HF_DATASETS_CACHE / "lockstep").expanduser()
@@ -138,6 +129,8 @@ def _read(config: RunConfig) -> Ingredients:
     task: Task = plugin.task.prepare(config.task, [part for source in rows["train"] for part in source], tokenizer)
     for choice in (metrics.parse(entry) for entry in config.metrics):
         metrics.check(choice, task.kind)
+        if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation
+            metrics.load(choice)
     dtype = torch.float64 if precision == "fp64" else torch.float32
     model, new = load_model(
         config.model, task.model_class, task.model_config, dtype=dtype, seed=config.seed, token=token
@@ -161,8 +154,6 @@ def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Boun
     overhead = CUT_OVERHEAD.get(accelerator.device.type, CUT_OVERHEAD["cuda"])
     tokens = config.micro_batch_tokens or (None if config.micro_batch_size else MICRO_BATCH_TOKENS)
     weights = [source.weight for source in config.data.train]
-    if any(weights) and not all(weights):
-        raise UserError("data.train: give every source a weight, or none")
     order = Order(train.sizes, shares(list(train.sizes), weights), config.batch_size, config.seed)
     batches = Batches(
         train,
@@ -179,8 +170,6 @@ def _learner(config: RunConfig, ingredients: Ingredients, per_epoch: int, update
     """Return the model and optimizer, prepared by Accelerate, with the rule by which they learn."""
     settings = config.optim
     warmup, decay = (in_updates(value, per_epoch, updates) for value in (settings.warmup, settings.decay))
-    if warmup >= updates > 1:
-        raise UserError(f"optim.warmup: {settings.warmup} is {warmup} updates, but the run has only {updates}")
     model, optimizer = ingredients.accelerator.prepare(ingredients.model, build_optimizer(ingredients.model, settings))
     model.train()
     return Learner(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.section import Section, operational
-from train.durations import Duration
+from train.durations import Interval
 from train.tracking_feed import Backend, Feed, Ledger
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ DISCREET = {
 class TrackingConfig(Section):
     """How often figures are written to metrics.jsonl, and which trackers get them too."""
 
-    log_every: Duration = operational(10, "Between two lines of figures; there is always one at the end.")
+    log_every: Interval = operational(10, "Between two lines of figures; there is always one at the end.")
     trackers: list[Literal["wandb", "tensorboard"]] = operational([], "Trackers that get the figures too.")
     project: str = operational("lockstep", "The project at W&B.", pattern=r"^[^/\\#?%:]+$", max_length=128)
     name: str | None = operational(None, "The name of the run. Default: the name of the output folder.")

@@ -103,6 +103,13 @@ def test_evaluation_is_cut_the_same_for_any_world(lengths: np.ndarray, bounds: B
     assert sum(part.filler for share in plan for part in share) == -len(alone) % world
 
 
+@given(lengths=lengths_of, bounds=bounds_of, world=some.integers(2, 4))
+@settings(max_examples=60, deadline=None)
+def test_processes_with_like_rows_cut_as_one_would(lengths: np.ndarray, bounds: Bounds, world: int) -> None:
+    alone = [len(group) for group in cut(lengths, bounds)]
+    assert [len(part.rows) for part in plan_batch(np.repeat(lengths, world), bounds, world)[0]] == alone
+
+
 def test_a_row_longer_than_the_bound_goes_alone() -> None:
     groups = cut(np.array([5, 100, 5, 5]), Bounds(tokens=15))
     assert [group.tolist() for group in groups] == [[1], [0, 2, 3]]

@@ -71,6 +71,10 @@ class TextClassification(Task):
             for key in ("labels", "class_weights", "label_smoothing"):
                 if getattr(config, key):
                     raise UserError(f"task.{key} cannot take effect: the column {label!r} holds numbers (regression)")
+        if "threshold" in config.model_fields_set and config.threshold != 0.5 and kind != "multi_label":
+            raise UserError(
+                f"task.threshold cannot take effect: {label!r} holds one label a row; it is for multi_label"
+            )
         labels = _labels.Labels(()) if kind == "regression" else _labels.find(rows, label, config.labels)
         return cls(config, tuple(texts), label, kind, labels, tokenizer.pad_token_id)
 
