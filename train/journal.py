@@ -107,9 +107,10 @@ class Journal:
             print(text, flush=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar as it stands. May be repeated."""
         if self.bar is not None:
             self.bar.close()
+            self.bar = None
 
     @staticmethod
     def encoded_ids(examples: list[int]) -> Any:

@@ -98,6 +98,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
         done = checkpoints.state.update
         fit(learner, batches.between(done, updates), evaluate, journal, checkpoints, updates=updates, every=every)
         complete = checkpoints.state.update == updates or checkpoints.out_of_patience()
+        journal.close()
         if complete:
             written = _finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
         else:
