@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from data.batches import Batch
 from data.encode import Encoded
 from train.checkpoint import State
@@ -94,7 +96,7 @@ class Journal:
         self.counted = now
         for number, examples in self.learner.skipped():
             if self.speaks:
-                rows = self.encoded.features(self.encoded_ids(examples))["row"].tolist()
+                rows = self.encoded.features(np.array(examples))["row"].tolist()
                 with self.skips.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps({"update": number, "examples": examples, "rows": rows}) + "\n")
                 log.warning("update %d was left out: its loss or gradient is not finite; see %s", number, self.skips)
@@ -111,13 +113,6 @@ class Journal:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-
-    @staticmethod
-    def encoded_ids(examples: list[int]) -> Any:
-        """Return example ids as the array that `Encoded.features` takes."""
-        import numpy as np
-
-        return np.array(examples, dtype=np.int64)
 
 
 def clock(seconds: float) -> str:

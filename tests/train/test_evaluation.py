@@ -1,0 +1,79 @@
+"""Every example exactly once, in order, and the same figures on any number of processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import rows
+from tests.distributed import launch
+from tests.worker import carry_out
+
+MakeConfig = Callable[..., dict[str, Any]]
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "predictions" / "validation.jsonl").read_text().splitlines()]
+
+
+def test_fewer_rows_than_processes_and_uneven_shares(make_config: MakeConfig, tmp_path: Path) -> None:
+    """One, two and seven examples on three processes: as on one, to the last bit of each score."""
+    jobs = []
+    for count in (1, 2, 7):
+        config = make_config(validation=count, updates=1, output=str(tmp_path / f"three-{count}"))
+        kept = tmp_path / f"{count}.jsonl"
+        Path(config["data"]["validation"]).rename(kept)
+        config["data"]["validation"] = str(kept)
+        config["evaluate"] = {"batch_tokens": 30}
+        config["batch_size"] = 31  # the shares of training are uneven too
+        jobs.append({"config": config})
+    launch(jobs, 3, tmp_path)
+    for count, job in zip((1, 2, 7), jobs, strict=True):
+        assert carry_out({**job["config"], "output": str(tmp_path / f"one-{count}")}) == 0
+        three, one = lines(tmp_path / f"three-{count}"), lines(tmp_path / f"one-{count}")
+        assert [line["row"] for line in three] == list(range(count))
+        assert three == one
+
+
+def test_predictions_name_the_rows_of_the_file(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Rows left out as bad keep their number, so that a prediction can be looked up in the file."""
+    config = make_config(updates=2, data__on_bad_row="skip")
+    file = Path(config["data"]["validation"])
+    good = file.read_text().splitlines()[:4]
+    file.write_text("\n".join([good[0], '{"text": "", "label": "low"}', *good[1:]]) + "\n")
+    assert carry_out(config) == 0
+    found = lines(tmp_path / "out")
+    assert [line["row"] for line in found] == [0, 2, 3, 4]
+    assert [line["reference"] for line in found] == [json.loads(line)["label"] for line in good]
+
+
+def test_mixed_sources_are_trained_on_and_resumed(make_config: MakeConfig, tmp_path: Path) -> None:
+    parts = []
+    for name, count in (("a", 60), ("b", 200)):
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows("single_label", count, count)))
+        parts.append({"path": str(file), "weight": 1.0})
+    records = []
+    for place, stops in enumerate(([None], [3, 9, None])):
+        record = tmp_path / f"record-{place}.jsonl"
+        config = make_config(updates=14, output=str(tmp_path / str(place)), data__train=parts)
+        for stop in stops:
+            assert carry_out(config, stop_after=stop, record=str(record)) == 0
+        records.append([json.loads(line)[1] for line in record.read_text().splitlines()])
+    assert records[0] == records[1]
+    epoch = [example for update in records[0][:9] for example in update]  # 260 examples, 130 of each source
+    assert len(epoch) == 260
+    assert sum(example < 60 for example in epoch) == 130
+    assert len({example for example in epoch if example >= 60}) == 130
+    assert {sum(example == row for example in epoch) for row in range(60)} == {2, 3}
+
+
+def test_the_best_figure_must_be_reported(make_config: MakeConfig) -> None:
+    from data.errors import UserError
+
+    with pytest.raises(UserError, match=r"checkpoint.best: .*'validation/f1'; there are validation/loss"):
+        carry_out(make_config(checkpoint__best="f1", updates=2))
