@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from data.cache import Notes, kept
 from data.errors import UserError
-from data.source import Rows
+from data.source import Rows, named
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,6 +71,12 @@ class Encoded:
         """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
         table = self.dataset.with_format("arrow")[ids]
         return {name: _array(table.column(name)) for name in table.column_names}
+
+    def sources(self, ids: NDArray[np.int64]) -> dict[str, list[int]]:
+        """Return {"sources": the place of each example's source}, from 0; {} where there is only one source."""
+        if len(self.sizes) == 1:
+            return {}
+        return {"sources": np.searchsorted(np.cumsum(self.sizes), ids, side="right").tolist()}
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one whole number column: O(rows) memory, for evaluation and statistics only."""
@@ -163,7 +169,7 @@ def _encoded(rows: Rows, work: _Work, start: int, notes: Notes) -> Iterator[pa.T
     """Yield a table for each chunk that holds usable rows; keep `notes` on the way."""
     dataset = rows.dataset.select_columns([*work.encoder.columns])
     for first in range(0, len(dataset), CHUNK):
-        chunk: dict[str, list[Any]] = dataset[first : first + CHUNK]
+        chunk = named(dataset[first : first + CHUNK], dataset.features)
         good = _usable(rows, work.encoder, chunk, first, notes["skipped"], skip_bad=work.skip_bad)
         if not good:
             continue

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -69,6 +70,26 @@ class Rows:
         if self.lines:
             return f"{self.name}, {self.dataset[row][text_files.LINE]}"
         return f"{self.name}, row {row} (from 0)"
+
+
+def named(columns: dict[str, list[Any]], features: Any) -> dict[str, list[Any]]:
+    """Return columns of rows with ClassLabel numbers as the names they stand for; a missing label (-1) is None.
+
+    Two files may number the same labels differently: their names are what they agree on.
+    """
+    result = dict(columns)
+    for name in columns:
+        feature = features[name]
+        known = getattr(getattr(feature, "feature", feature), "names", None)
+        if known:
+            result[name] = [_named(value, known) for value in columns[name]]
+    return result
+
+
+def _named(value: Any, names: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return [_named(part, names) for part in value]
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None
 
 
 def open_rows(source: Source, role: str, *, skip_bad: bool, cache: Path, token: str | None) -> list[Rows]:

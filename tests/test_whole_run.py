@@ -81,8 +81,8 @@ def test_what_a_run_prints_and_leaves_behind(make_config: MakeConfig, tmp_path: 
     assert process.returncode == 0, errors
     assert errors == ""
     lines = printed.splitlines()
-    assert [line.split()[0] for line in lines[:3]] == ["model", "where", "data"]
-    assert "1 process, cpu (1 threads), fp32" in lines[1]
+    assert [line.split()[0] for line in lines[:3]] == ["task", "model", "where"]
+    assert "1 process, cpu (1 threads), fp32" in lines[2]
     assert any("2 rows of train skipped, the first: " in line for line in lines)
     assert any("1 rows of validation skipped, the first: " in line and "did you mean 'low'" in line for line in lines)
     assert any(
@@ -94,7 +94,7 @@ def test_what_a_run_prints_and_leaves_behind(make_config: MakeConfig, tmp_path: 
     skipped = (output / "skipped_rows_train.txt").read_text().splitlines()
     assert [line.split(":")[0].split(", ")[1] for line in skipped] == ["line 152", "line 151"]
     assert {path.name for path in output.iterdir()} == {
-        "DONE", "checkpoints", "config.yaml", "metrics.jsonl", "model", "predictions", "result.json",
+        ".lock", "DONE", "checkpoints", "config.yaml", "metrics.jsonl", "model", "predictions", "result.json",
         "skipped_rows_train.txt", "skipped_rows_validation.txt",
     }  # fmt: skip
     result = json.loads((output / "result.json").read_text())

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -41,9 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if options.traceback:
             traceback.print_exc()
-        elif speaks:
+        elif speaks or _still_alone():
             print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+            sys.modules["torch.distributed"].destroy_process_group()
+
+
+def _still_alone() -> bool:
+    """Whether only this process has met the problem: had the first one too, all would have been ended by now."""
+    time.sleep(5)
+    return not signals.stopping()
 
 
 def _run(options: argparse.Namespace, *, speaks: bool) -> int:

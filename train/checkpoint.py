@@ -7,8 +7,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,6 @@ class State:
     seconds: float = 0.0
     tokens: int = 0
     computed: int = 0
-    legs: list[str] = field(default_factory=list)
-    """Where it ran: processes, device and precision, one entry for each change."""
 
 
 class Checkpoints:
@@ -70,6 +68,8 @@ class Checkpoints:
         self.higher_is_better = higher_is_better
         self.patience = patience
         self.state = State()
+        self._settled_best: tuple[int, float | None] = (0, None)
+        """The best whose checkpoint is written."""
         self.failed = False
         """Whether the last save failed."""
 
@@ -103,24 +103,30 @@ class Checkpoints:
         """Write the checkpoint after `update` updates, on all processes together."""
         self.state.update = update
         writing = self.folder / f".{self.path(update).name}.writing"
-        try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(writing, ignore_errors=True)
-                writing.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
-            self._write(writing)
-            problem = ""
-        except Exception as error:  # disk full, no permission: torch, safetensors and the system raise different kinds
-            problem = f"{type(error).__name__}: {error}"
-        self.failed = self._anywhere(problem != "")
-        if self.accelerator.is_main_process and not self.failed:
+        steps: list[Callable[[], None]] = [lambda: self._write(writing)]
+        if self.accelerator.is_main_process:
+            steps = [lambda: _make(writing), *steps, lambda: manifest.publish(writing, self.path(update))]
+        else:
+            steps = [lambda: None, *steps, lambda: None]
+        problem = ""
+        for step in steps:  # each ends in a collective that all processes take part in, also one that has failed
             try:
-                manifest.publish(writing, self.path(update))
-                self._rotate()
-            except OSError as error:
-                self.failed, problem = True, str(error)
-        self.failed = self._anywhere(self.failed)
-        if self.failed and self.accelerator.is_main_process:
+                step()
+            except Exception as error:  # disk full, no permission: torch, safetensors, the system: many kinds
+                problem = f"{type(error).__name__}: {error}"
+            if self._anywhere(problem != ""):
+                return self._report_failure(update, writing, problem)
+        self.failed = False
+        self._settled_best = self.state.best_update, self.state.best_value
+        if self.accelerator.is_main_process:
+            self._rotate()
+
+    def _report_failure(self, update: int, writing: Path, problem: str) -> None:
+        """Say that a save failed; a best model that could not be kept is no best."""
+        self.failed = True
+        if self.is_best(update):
+            self.state.best_update, self.state.best_value = self._settled_best
+        if self.accelerator.is_main_process:
             free = shutil.disk_usage(self.folder.parent).free / 1e6
             shutil.rmtree(writing, ignore_errors=True)
             log.warning(
@@ -135,11 +141,30 @@ class Checkpoints:
     def load(self, update: int) -> None:
         """Bring model, optimizer and state back to the checkpoint after `update` updates."""
         self.state = State(**json.loads((self.path(update) / STATE).read_text(encoding="utf-8")))
+        self._settled_best = self.state.best_update, self.state.best_value
         self.load_weights(update)
 
     def load_weights(self, update: int) -> None:
         """Bring model and optimizer back, but leave the state as it is."""
-        self.accelerator.load_state(str(self.path(update)))
+        try:
+            self.accelerator.load_state(str(self.path(update)))
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"{self.path(update)}: this checkpoint is not of the model or optimizer that the config names "
+                f"({reason}). Give them back, or choose another output folder"
+            ) from error
+
+    def has_best(self) -> bool:
+        """Whether the best checkpoint is there and whole; the same on all processes. Says so if it is not."""
+        found = [True]
+        if self.accelerator.is_main_process:
+            problem = manifest.problem(self.path(self.state.best_update))
+            if problem is not None:
+                log.warning("the best checkpoint, of update %d, is lost: %s", self.state.best_update, problem)
+            found = [problem is None]
+        broadcast_object_list(found)
+        return found[0]
 
     def newest(self) -> int | None:
         """Return the update of the newest checkpoint that verifies, or None; the same on all processes.
@@ -160,6 +185,8 @@ class Checkpoints:
         self.state.data = fingerprint
 
     def _newest(self) -> int | None:
+        for leftover in [*self.folder.glob(".*.writing"), *self.folder.glob(".*.replaced")]:  # of a kill
+            shutil.rmtree(leftover, ignore_errors=True)
         for folder in sorted(self.folder.glob("update-*"), reverse=True):
             problem = manifest.problem(folder)
             if problem is None:
@@ -182,7 +209,13 @@ class Checkpoints:
         return bool(self.accelerator.reduce(tensor, "sum").item() > 0)
 
     def _rotate(self) -> None:
+        """Remove old checkpoints. A failure to do so is no harm."""
         folders = sorted(self.folder.glob("update-*"), reverse=True)
         for folder in folders[self.keep :]:
             if folder != self.path(self.state.best_update):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)

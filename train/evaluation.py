@@ -32,12 +32,18 @@ class Evaluator:
     encoded: Encoded
     bounds: Bounds
     choices: list[metrics.Choice]
+    figures: dict[str, float] = field(default_factory=dict)
+    """The figures of the last evaluation."""
+    judged: int = -1
+    """The update that it judged."""
     found: Arrays = field(default_factory=dict)
     """The predictions of the last evaluation, by example id; on the main process only."""
 
-    def __call__(self) -> dict[str, float]:
-        """Return the figures, the same on all processes. The micro-batches, and so the predictions, do not depend on
-        how many processes share them."""
+    def __call__(self, update: int) -> dict[str, float]:
+        """Return the figures of the model after `update` updates, the same on all processes.
+
+        The micro-batches, and so the predictions, do not depend on how many processes share them.
+        """
         training = self.model.training
         self.model.eval()
         ids, arrays = self._predict()
@@ -47,13 +53,15 @@ class Evaluator:
             shares = gather_object(shares)
         figures: list[dict[str, float]] = [self._judge(shares) if self.accelerator.is_main_process else {}]
         broadcast_object_list(figures)
-        return figures[0]
+        self.figures, self.judged = figures[0], update
+        return self.figures
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the last evaluation's predictions in the order of the rows, each with its `row` (from 0)."""
         rows = self.encoded.column("row").tolist()
-        for row, record in zip(rows, self.task.records(self.found), strict=True):
-            yield {"row": row, **record}
+        sources = self.encoded.sources(np.arange(len(rows))).get("sources")
+        for example, (row, record) in enumerate(zip(rows, self.task.records(self.found), strict=True)):
+            yield {**({"source": sources[example]} if sources else {}), "row": row, **record}
 
     @cached_property
     def _metrics(self) -> list[Any]:

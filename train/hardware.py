@@ -33,7 +33,7 @@ def build_accelerator(precision: str) -> tuple[Accelerator, str]:
         raise UserError("precision: fp16 needs a GPU (on CPU it would have no effect); use bf16 or fp32")
     if cpu:
         _set_threads()
-    reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     mixed = chosen if chosen in ("bf16", "fp16", "fp8") else "no"
     return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction]), chosen
 

@@ -15,6 +15,7 @@ import numpy as np
 from data.batches import Batch
 from data.encode import Encoded
 from train.checkpoint import State
+from train.output import write
 from train.tracking import Tracker
 from train.update import Learner, Report
 
@@ -52,17 +53,24 @@ class Journal:
         self.first = state.update
         self.tokens = 0
         """Real tokens since the last log."""
+        self.live = speaks and sys.stderr.isatty()
         self.bar: tqdm[Any] | None = None
-        if speaks and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=updates, initial=state.update, unit="update", dynamic_ncols=True)
+        if speaks and self.skips.exists():  # what comes after the checkpoint happens again, and is recorded again
+            lines = self.skips.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= state.update]
+            write(self.skips, "".join(kept))
 
     def count(self, number: int, batch: Batch) -> None:
         """Take note of update `number`."""
         self.tokens += batch.tokens
         self.state.tokens += batch.tokens
         self.state.computed += batch.computed * self.learner.accelerator.num_processes
+        if self.learner.unsettled >= self.learner.max_nonfinite:
+            self.learner.skipped(self._record)  # a run that only leaves out updates must not go on for long
+        if self.live and self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.updates, initial=self.first, unit="update", dynamic_ncols=True)
         if self.bar is not None:
             self.bar.update(number - self.bar.n)
 
@@ -94,17 +102,21 @@ class Journal:
         now = time.perf_counter()
         self.state.seconds += now - self.counted
         self.counted = now
-        for number, examples in self.learner.skipped():
-            if self.speaks:
-                rows = self.encoded.features(np.array(examples))["row"].tolist()
-                with self.skips.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps({"update": number, "examples": examples, "rows": rows}) + "\n")
-                log.warning("update %d was left out: its loss or gradient is not finite; see %s", number, self.skips)
+        self.learner.skipped(self._record)
+
+    def _record(self, number: int, examples: list[int]) -> None:
+        if not self.speaks:
+            return
+        rows = self.encoded.features(np.array(examples))["row"].tolist()
+        record = {"update": number, "examples": examples, **self.encoded.sources(np.array(examples)), "rows": rows}
+        with self.skips.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        log.warning("update %d was left out: its loss or gradient is not finite; see %s", number, self.skips)
 
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one; on the main process only."""
         if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
+            self.bar.write(text, file=sys.stdout)
         elif self.speaks:
             print(text, flush=True)
 
@@ -112,7 +124,7 @@ class Journal:
         """Leave the bar as it stands. May be repeated."""
         if self.bar is not None:
             self.bar.close()
-            self.bar = None
+        self.live, self.bar = False, None
 
 
 def clock(seconds: float) -> str:

@@ -46,7 +46,7 @@ def fit(
         last, stop = number == updates, report.stop()
         if is_time(every.log, number, last):
             journal.log(number, report)
-        if is_time(every.evaluate, number, last) and not stop:
+        if is_time(every.evaluate, number, last) and (last or not stop):
             evaluate(number)
         over = last or stop or checkpoints.out_of_patience()
         if is_time(every.save, number, over) or checkpoints.is_best(number):

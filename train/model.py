@@ -43,6 +43,8 @@ def load_tokenizer(settings: ModelConfig, token: str | None) -> PreTrainedTokeni
     except (OSError, ValueError) as error:
         raise _unreachable("tokenizer", settings.tokenizer or settings.path, error) from error
     if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"the tokenizer of {settings.path} has neither a padding nor an end token; give it one")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -79,14 +81,19 @@ def load_model(
         model, report = getattr(transformers, model_class).from_pretrained(
             path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **source
         )
-    except (OSError, ValueError) as error:
-        raise error if isinstance(error, UserError) else _unreachable("model", settings.path, error) from error
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file, a size that does not fit, a config that cannot be: many kinds
+        raise _unreachable("model", settings.path, error) from error
     return model, sorted(report["missing_keys"])
 
 
-def longest_input(model_config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the model can take; a tokenizer that sets no limit counts for nothing."""
-    positions = getattr(model_config, "max_position_embeddings", None) or 10**9
+    positions = getattr(model.config, "max_position_embeddings", None) or 10**9
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # RoBERTa counts positions from there
     return int(min(positions, tokenizer.model_max_length))
 
 

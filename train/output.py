@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from data.errors import UserError
 from train.config import RunConfig, changes, validate
@@ -48,12 +50,21 @@ def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
     return (output / DONE).exists() and not different
 
 
-def begin(config: RunConfig) -> None:
-    """Make the folder, with the resolved config in it; a finished run that goes on is no longer done."""
+def begin(config: RunConfig) -> FileLock:
+    """Make the folder, with the resolved config in it; return the lock that keeps other runs out of it.
+
+    A finished run that goes on is no longer done. Raises `UserError` while another process writes there.
+    """
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"output: another run is writing to {output}; wait for it, or name another folder") from error
     (output / DONE).unlink(missing_ok=True)
     write(output / "config.yaml", yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+    return lock
 
 
 def write(file: Path, text: str) -> None:
@@ -65,10 +76,16 @@ def write(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
-    """Write one JSON object, indented."""
-    write(file, json.dumps(value, indent=1) + "\n")
+    """Write one JSON object, indented; a number that is not finite becomes null."""
+    write(file, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 
 def write_json_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write(file, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write(file, "".join(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

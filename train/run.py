@@ -69,8 +69,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     evaluators = _evaluators(config, ingredients, learner.model, bounds)
     checkpoints = _checkpoints(config, accelerator)
     accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
-    if accelerator.is_main_process:
-        output.begin(config)
+    lock = output.begin(config) if accelerator.is_main_process else None
     newest = checkpoints.newest()
     if newest is not None:
         checkpoints.load(newest)
@@ -84,7 +83,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
 
     def evaluate(number: int) -> None:
         journal.settle()
-        figures = evaluators["validation"]()
+        figures = evaluators["validation"](number)
         journal.evaluated(number, figures)
         checkpoints.judge(number, figures)
 
@@ -97,7 +96,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     try:
         done = checkpoints.state.update
         fit(learner, batches.between(done, updates), evaluate, journal, checkpoints, updates=updates, every=every)
-        complete = checkpoints.state.update == updates or checkpoints.out_of_patience()
+        complete = checkpoints.state.update >= updates or checkpoints.out_of_patience()
         journal.close()
         if complete:
             written = _finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
@@ -106,6 +105,8 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     finally:
         journal.close()
         tracker.finish(complete=complete)
+        if lock is not None:
+            lock.release()
     return 0 if written and not checkpoints.failed else 1
 
 
@@ -132,11 +133,11 @@ def _read(config: RunConfig) -> Ingredients:
         metrics.check(choice, task.kind)
         if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation
             metrics.load(choice)
+        metrics.rehearse(choice, task.kind, len(task.model_config["id2label"]))
+    model_config = {**task.model_config, "pad_token_id": tokenizer.pad_token_id}
     dtype = torch.float64 if precision == "fp64" else torch.float32
-    model, new = load_model(
-        config.model, task.model_class, task.model_config, dtype=dtype, seed=config.seed, token=token
-    )
-    limit = longest_input(model.config, tokenizer)
+    model, new = load_model(config.model, task.model_class, model_config, dtype=dtype, seed=config.seed, token=token)
+    limit = longest_input(model, tokenizer)
     max_length = config.data.max_length or min(512, limit)
     if max_length > limit:
         raise UserError(f"data.max_length: {max_length} is more than the {limit} tokens that {config.model.path} takes")
@@ -155,7 +156,13 @@ def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Boun
     overhead = CUT_OVERHEAD.get(accelerator.device.type, CUT_OVERHEAD["cuda"])
     tokens = config.micro_batch_tokens or (None if config.micro_batch_size else MICRO_BATCH_TOKENS)
     weights = [source.weight for source in config.data.train]
-    order = Order(train.sizes, shares(list(train.sizes), weights), config.batch_size, config.seed)
+    per_source = shares(list(train.sizes), weights)
+    if not all(per_source):
+        raise UserError(
+            f"data.train: the weight of {config.data.train[per_source.index(0)].path} is so small that an epoch takes "
+            "no row of it; raise it, or leave the source out"
+        )
+    order = Order(train.sizes, per_source, config.batch_size, config.seed)
     batches = Batches(
         train,
         order,
@@ -181,7 +188,8 @@ def _learner(config: RunConfig, ingredients: Ingredients, per_epoch: int, update
         rate(settings, updates, warmup, decay),
         seed=config.seed,
         max_grad_norm=settings.max_grad_norm,
-        max_nonfinite=settings.max_nonfinite,
+        # fp16 finds its loss scale by overflowing a few times: that is no failure
+        max_nonfinite=settings.max_nonfinite + (20 if ingredients.accelerator.scaler is not None else 0),
         stopping=signals.stopping,
     )
 
@@ -212,6 +220,7 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, upd
     new = f"; new: {', '.join(ingredients.new_parameters)}" if ingredients.new_parameters else ""
     processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
     examples = ", ".join(f"{role} {len(encoded.dataset):,}" for role, encoded in splits.items())
+    journal.say(f"task    {ingredients.task}")
     journal.say(f"model   {config.model.path}, {parameters:,} parameters{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
     journal.say(
@@ -244,17 +253,17 @@ def _finish(
     Returns whether it could be written.
     """
     accelerator, state, folder = ingredients.accelerator, checkpoints.state, Path(config.output)
-    if checkpoints.best and state.best_update not in (0, state.update):
-        checkpoints.load_weights(state.best_update)
+    exported = state.update
+    if checkpoints.best and state.best_update not in (0, state.update) and checkpoints.has_best():
+        exported = state.best_update
+        checkpoints.load_weights(exported)
     figures: dict[str, float] = {}
     for evaluator in evaluators.values():
-        figures.update(evaluator())
+        figures.update(evaluator.figures if evaluator.judged == exported else evaluator(exported))
     weights = accelerator.get_state_dict(learner.model)
     if not accelerator.is_main_process:
         return True
-    exported = report.card(
-        config, figures, updates=state.best_update or state.update, pipeline=ingredients.task.pipeline
-    )
+    card = report.card(config, figures, updates=exported, pipeline=ingredients.task.pipeline)
     result = report.results(
         figures,
         state,
@@ -266,7 +275,7 @@ def _finish(
         for role, evaluator in evaluators.items():
             output.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
         net = accelerator.unwrap_model(learner.model)
-        export(net, ingredients.tokenizer, folder / "model", exported, weights)
+        export(net, ingredients.tokenizer, folder / "model", card, weights)
         output.write_json(folder / "result.json", result)
         if not checkpoints.failed:
             output.write(folder / output.DONE, "")

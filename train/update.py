@@ -33,6 +33,8 @@ class Report:
     grad_norm: Tensor
     targets: int
     rate: float
+    alone: bool | None
+    """The only process's own answer to `stop`; None if there are several."""
 
     def figures(self) -> dict[str, float]:
         """Return the figures of this update. Waits for the device."""
@@ -43,8 +45,11 @@ class Report:
         }
 
     def stop(self) -> bool:
-        """Whether any process has been asked to stop: the same answer everywhere. Waits for the device."""
-        return bool(self.totals[1].item() > 0)
+        """Whether any process has been asked to stop: the same answer everywhere.
+
+        Waits for the device where there are several processes.
+        """
+        return self.alone if self.alone is not None else bool(self.totals[1].item() > 0)
 
 
 @dataclass
@@ -68,11 +73,12 @@ class Learner:
 
         The loss is the mean over all targets of the batch on all processes, so it does not matter how the batch was
         cut. Dropout depends on (seed, number, process) alone. A non-finite loss or gradient leaves model and optimizer
-        untouched on all processes. Waits for the device nowhere.
+        untouched on all processes. One process waits for the device nowhere; several meet in one small reduce.
         """
         seed_dropout(self.seed, number, self.accelerator.process_index)
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        total[1] = self.stopping()
+        stop = self.stopping()
+        total[1] = stop
         world = self.accelerator.num_processes
         for place, part in enumerate(batch.parts, 1):
             last = place == len(batch.parts)
@@ -84,7 +90,7 @@ class Learner:
         total = self.accelerator.reduce(total, "sum") if world > 1 else total
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or torch.inf)
         self._step(number, batch.examples, torch.isfinite(grad_norm) & torch.isfinite(total[0]))
-        return Report(total, grad_norm, batch.targets, self.rate(number))
+        return Report(total, grad_norm, batch.targets, self.rate(number), stop if world == 1 else None)
 
     def _step(self, number: int, examples: NDArray[np.int64], finite: Tensor) -> None:
         """Step at the rate for `number`, unless the gradient is not finite: decided on the device, by the kernel."""
@@ -97,19 +103,23 @@ class Learner:
         self.optimizer.zero_grad()
         self._skipped.append((number, examples, skip))
 
-    def skipped(self) -> list[tuple[int, list[int]]]:
-        """Return (number, example ids) of the updates left out since the last call. Waits for the device.
+    @property
+    def unsettled(self) -> int:
+        """Updates of which nobody has asked yet whether they were left out."""
+        return len(self._skipped)
 
-        Raises `UserError` once `max_nonfinite` updates in a row were left out.
+    def skipped(self, record: Callable[[int, list[int]], None]) -> None:
+        """Call `record` with (number, example ids) of each update left out since the last call. Waits for the device.
+
+        Raises `UserError` once `max_nonfinite` updates in a row were left out, after recording them.
         """
         if not self._skipped:
-            return []
+            return
         flags = torch.stack([skip for _, _, skip in self._skipped]).tolist()
-        found = []
         for (number, examples, _), flag in zip(self._skipped, flags, strict=True):
             self._in_a_row = self._in_a_row + 1 if flag else 0
             if flag:
-                found.append((number, examples.tolist()))
+                record(number, examples.tolist())
             if self._in_a_row >= self.max_nonfinite:
                 raise UserError(
                     f"stopped at update {number}: the loss or gradient of {self._in_a_row} updates in a row was not "
@@ -117,4 +127,3 @@ class Learner:
                     "Lower optim.lr, use precision=fp32, or look at these rows"
                 )
         self._skipped.clear()
-        return found

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from data.errors import UserError
 from tests.conftest import figures
+from tests.distributed import launch
 from tests.worker import carry_out
 from train import manifest
 from train.checkpoint import Checkpoints
@@ -193,3 +195,97 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(make_config: MakeConf
     whole = make_config(evaluate__every=4, output=str(tmp_path / "whole"))
     assert carry_out(whole) == 0
     assert figures(tmp_path / "out", "validation/loss") == figures(tmp_path / "whole", "validation/loss")
+
+
+def test_a_stop_in_the_last_update_changes_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
+    results = []
+    for place, stop in enumerate((None, 12)):
+        output = tmp_path / str(place)
+        config = make_config(updates=12, evaluate__every=4, checkpoint__best="loss", output=str(output))
+        assert carry_out(config, stop_after=stop) == 0
+        assert (output / "DONE").exists()
+        assert list(figures(output, "validation/loss")) == [4, 8, 12]
+        results.append((output / "model" / "model.safetensors").read_bytes())
+    assert results[0] == results[1]
+
+
+def test_a_save_that_fails_on_the_main_process_does_not_hang_the_others(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(updates=4, checkpoint__every=2, data__validation=None)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoints").write_text("in the way")
+    launch([{"config": config, "code": 1}], 2, tmp_path)
+    assert list(figures(tmp_path / "out", "train/loss")) == [1, 2, 3, 4]
+
+
+def best_at_8(make_config: MakeConfig) -> dict[str, Any]:
+    return make_config(
+        updates=12, evaluate__every=4, checkpoint__every=4, checkpoint__best="loss", optim__lr=0.02, checkpoint__keep=1
+    )
+
+
+def test_a_best_that_could_not_be_saved_is_no_best(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Checkpoints._write
+
+    def full(self: Checkpoints, writing: Path) -> None:
+        real(self, writing)
+        if self.state.update == 12 and self.state.best_update == 12:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    monkeypatch.setattr(Checkpoints, "judge", lambda self, update, found: better_and_better(self, update))
+    assert carry_out(best_at_8(make_config)) == 1
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["best_update"] == 8
+    assert names(tmp_path / "out") == ["update-00000008"]
+
+
+def better_and_better(checkpoints: Checkpoints, update: int) -> None:
+    checkpoints.state.evaluated = checkpoints.state.best_update = update
+    checkpoints.state.best_value = -float(update)
+
+
+def test_a_damaged_best_is_said_and_not_exported(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def judge(self: Checkpoints, update: int, found: Any) -> None:
+        self.state.evaluated = update
+        if update == 4:
+            better_and_better(self, update)
+
+    monkeypatch.setattr(Checkpoints, "judge", judge)
+    config = best_at_8(make_config)
+    assert carry_out(config, stop_after=9) == 0
+    flip(tmp_path / "out" / "checkpoints" / "update-00000004" / "model.safetensors")
+    assert carry_out(config) == 0
+    assert "the best checkpoint, of update 4, is lost: model.safetensors is damaged" in caplog.text
+    last = (tmp_path / "out" / "checkpoints" / "update-00000012" / "model.safetensors").read_bytes()
+    assert len(last) > 1000
+    from safetensors.torch import load_file
+
+    exported = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    kept = load_file(tmp_path / "out" / "checkpoints" / "update-00000012" / "model.safetensors")
+    assert all(exported[name].equal(kept[name]) for name in kept)
+
+
+def test_another_run_is_kept_out_of_the_folder(make_config: MakeConfig, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(UserError, match="another run is writing to"):
+        carry_out(make_config(updates=2))
+    assert carry_out(make_config(updates=2)) == 0
+
+
+def test_what_a_kill_left_is_swept_up(interrupted: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "out" / "checkpoints" / ".update-00000007.writing").mkdir()
+    assert carry_out(interrupted) == 0
+    assert not list((tmp_path / "out" / "checkpoints").glob(".*"))
+
+
+def test_fewer_updates_than_were_made_end_the_run(interrupted: dict[str, Any], tmp_path: Path) -> None:
+    assert carry_out({**interrupted, "updates": 11}, resume_anyway=True) == 0
+    assert (tmp_path / "out" / "DONE").exists()

@@ -49,6 +49,16 @@ def test_a_non_finite_update_is_left_out(optimizer: str, make_config: MakeConfig
     assert [json.loads(line) for line in lines][4]["train/loss"] is None
 
 
+def test_a_first_update_that_is_left_out_leaves_sgd_clean(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(updates=6, checkpoint__every=1, checkpoint__keep=9, optim__name="sgd")
+    assert carry_out(config, poison=(1,)) == 0
+    buffers = [state["momentum_buffer"] for state in checkpoint(tmp_path / "out", 1)[1]["state"].values()]
+    assert buffers
+    assert not any(buffer.any() for buffer in buffers)
+    losses = figures(tmp_path / "out", "train/loss")
+    assert [update for update, loss in losses.items() if loss is None] == [1]
+
+
 def test_it_is_left_out_on_all_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(updates=8, checkpoint__every=1, checkpoint__keep=9)
     launch([{"config": config, "poison": [5]}], 2, tmp_path)
@@ -60,6 +70,23 @@ def test_too_many_in_a_row_stop_the_run(make_config: MakeConfig, tmp_path: Path)
     with pytest.raises(UserError, match=r"stopped at update 9: .* 3 updates in a row .* examples \[.*optim.lr"):
         carry_out(config, poison=(4, 5, 7, 8, 9))
     assert not (tmp_path / "out" / "DONE").exists()
+    lines = (tmp_path / "out" / "skipped_updates.jsonl").read_text().splitlines()
+    assert [json.loads(line)["update"] for line in lines] == [4, 5, 7, 8, 9]
+
+
+def test_they_stop_a_run_that_hardly_ever_logs(make_config: MakeConfig) -> None:
+    config = make_config(updates=60, tracking__log_every=1000, optim__max_nonfinite=3, data__validation=None)
+    with pytest.raises(UserError, match="stopped at update 6"):
+        carry_out(config, poison=tuple(range(4, 61)))
+
+
+def test_the_record_is_rolled_back_with_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(updates=9, checkpoint__every=4, data__validation=None)
+    assert carry_out(config, stop_after=5, poison=(3,)) == 0
+    record = tmp_path / "out" / "skipped_updates.jsonl"
+    record.write_text(record.read_text() + '{"update": 7, "examples": [1], "rows": [1]}\n{"upd')
+    assert carry_out(config, poison=(7,)) == 0
+    assert [json.loads(line)["update"] for line in record.read_text().splitlines()] == [3, 7]
 
 
 def test_the_gradient_norm_is_that_of_the_mean_loss(make_config: MakeConfig, tmp_path: Path) -> None:

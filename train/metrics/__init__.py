@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from pydantic import ValidationError
 
 from data.errors import UserError, nearest
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import evaluate
     from numpy.typing import NDArray
 
-__all__ = ["Choice", "Kind", "Module", "check", "compute", "higher_is_better", "load", "names", "parse"]
+__all__ = ["Choice", "Kind", "Module", "check", "compute", "higher_is_better", "load", "names", "parse", "rehearse"]
 
 # What no file here computes, but a task or the Hub may report.
 ERRORS = ("loss", "perplexity", "mae", "rmse", "mape", "smape", "mase", "wer", "cer", "ter", "brier_score")
@@ -79,6 +80,19 @@ def load(choice: Choice) -> evaluate.EvaluationModule:
 
         return OfflineMetric(choice, _module(choice.name), _validate(choice.name, choice.options))
     return _load_from_hub(choice)
+
+
+def rehearse(choice: Choice, kind: Kind, labels: int) -> None:
+    """Raise UserError now for options that this task's `labels` would refuse at the first evaluation."""
+    if choice.name not in names() or not choice.options:
+        return
+    if kind == "regression":
+        outputs: dict[str, NDArray[Any]] = {"predictions": np.arange(3.0), "references": np.arange(3.0)}
+    else:
+        scores = np.eye(labels)
+        ids = np.arange(labels) if kind == "single_label" else np.eye(labels, dtype=np.int64)
+        outputs = {"predictions": ids, "references": ids, "scores": scores}
+    compute([load(choice)], outputs)
 
 
 def compute(metrics: Iterable[evaluate.EvaluationModule], outputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:

@@ -35,6 +35,10 @@ class Task(ABC):
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> Task:
         """Return the task for these training rows: finds columns, kind and labels; raises `UserError`."""
 
+    @abstractmethod
+    def __str__(self) -> str:
+        """Say what was found in the data: the kind, the columns, the labels."""
+
     @property
     @abstractmethod
     def columns(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 Kind = Literal["single_label", "multi_label", "regression"]
 
-TEXTS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text",), ("sentence",))
+TEXTS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text_a", "text_b"),
+    ("text",),
+    ("sentence",),
+)
 LABELS = ("label", "labels", "score")
 
 
@@ -39,7 +47,7 @@ class Config(TaskConfig):
     labels: tuple[str, ...] | None = Field(
         None, description="Label names in the model's order. Default: from the data."
     )
-    class_weights: Literal["balanced"] | dict[str, float] | None = Field(
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None, description="Weight of each label in the loss, or 'balanced': rows / (labels x rows of the label)."
     )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the target spread over all labels.")
@@ -66,7 +74,7 @@ class TextClassification(Task):
         texts = texts or next((names for names in TEXTS if there.issuperset(names)), ("text",))
         label = config.label or next((name for name in LABELS if name in there), "label")
         check_columns(rows, [*texts, label], "task (choose columns with task.text and task.label)")
-        kind = _labels.kind(rows[0].dataset.features[label]) if config.kind == "auto" else config.kind
+        kind = _labels.kind(rows[0], label) if config.kind == "auto" else config.kind
         if kind == "regression":
             for key in ("labels", "class_weights", "label_smoothing"):
                 if getattr(config, key):
@@ -87,6 +95,14 @@ class TextClassification(Task):
     def identity(self) -> str:
         """Columns, kind and labels."""
         return json.dumps([self.texts, self.label, self.kind, self.labels.names, self.labels.by_index])
+
+    def __str__(self) -> str:
+        """Say what was found in the data."""
+        names = self.labels.names
+        labels = (
+            f"{len(names)} labels ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})" if names else "a number"
+        )
+        return f"text classification, {self.kind}: {' + '.join(self.texts)} → {self.label}, {labels}"
 
     @property
     def model_class(self) -> str:

@@ -16,7 +16,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
 from data.errors import UserError
-from data.source import Rows
+from data.source import Rows, named
 from tests.conftest import SHAPES, figures
 from tests.worker import carry_out
 from train.tasks._labels import Labels
@@ -45,8 +45,30 @@ def test_labels_from_strings_integers_and_class_labels() -> None:
     classes = prepare(Dataset.from_dict({"text": texts, "label": [0, 1, 1]}, features=declared))
     assert classes.labels == Labels(("neg", "pos"), by_index=True)
     assert [classes.labels.index(value) for value in (0, "pos", "1", 2, -1, True)] == [0, 1, 1, None, None, None]
-    named = prepare(Dataset.from_dict({"text": texts, "label": ["1", "0", "1"]}), labels=["bad", "good"])
-    assert [named.labels.index(value) for value in ("1", "good", "2")] == [1, 1, None]
+    given = prepare(Dataset.from_dict({"text": texts, "label": ["1", "0", "1"]}), labels=["bad", "good"])
+    assert [given.labels.index(value) for value in ("1", "good", "2")] == [1, 1, None]
+    stars = prepare(Dataset.from_dict({"text": texts, "label": [1, 2, 3]}), labels=["1", "2", "3"])
+    assert [stars.labels.index(value) for value in (1, "1", 3, 0)] == [0, 0, 2, None]
+
+
+def test_files_that_number_labels_differently_agree_by_name() -> None:
+    parts = []
+    for names in (["neg", "pos"], ["pos", "neg"]):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        parts.append(Rows(Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=features), "x.parquet"))
+    decoded = [named(part.dataset[:], part.dataset.features)["label"] for part in parts]
+    assert decoded == [["neg", None], ["pos", None]]
+    strings = Rows(Dataset.from_dict({"text": ["c"], "label": ["pos"]}), "y.jsonl")
+    task = TextClassification.prepare(Config(), [*parts, strings], Padding())
+    assert task.labels.names == ("neg", "pos")
+
+
+def test_a_csv_of_fractions_is_regression_and_a_switch_for_each_label_is_refused() -> None:
+    score = prepare(Dataset.from_dict({"text": ["a", "b"], "label": ["0.5", "3"]}))
+    assert score.kind == "regression"
+    assert str(score) == "text classification, regression: text → label, a number"
+    with pytest.raises(UserError, match="seems to hold a 0 or 1 for every label"):
+        prepare(Dataset.from_dict({"text": ["a", "b"], "labels": [[1, 0, 0], [0, 0, 1]]}))
 
 
 def test_kinds_are_found() -> None:
