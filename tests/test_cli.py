@@ -120,8 +120,13 @@ def test_one_process_of_many_speaks(
     file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("train.__main__.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("train.signals.stopping", lambda: True)  # the first process has told it; this one is ended
     assert main([file, "optim.lrr=3"]) == 2
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr("train.signals.stopping", lambda: False)  # only this one has met it
+    assert main([file, "optim.lrr=3"]) == 2
+    assert "optim.lrr: no such key" in capsys.readouterr().err
 
 
 def test_keys_without_effect_are_told_once(

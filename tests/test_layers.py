@@ -32,6 +32,7 @@ LAYERS: dict[str, float] = {
     "train.hardware": 0,
     "train.tracking_feed": 0,
     "train.overrides": 0,
+    "train.files": 0,
     "train.tasks": 1,
     "train.metrics": 1,
     "train.model": 1,

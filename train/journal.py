@@ -15,7 +15,7 @@ import numpy as np
 from data.batches import Batch
 from data.encode import Encoded
 from train.checkpoint import State
-from train.output import write
+from train.files import write
 from train.tracking import Tracker
 from train.update import Learner, Report
 

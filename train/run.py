@@ -15,7 +15,7 @@ from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
 from data.source import Rows, open_rows
-from train import hardware, metrics, output, plugins, report, signals, tasks
+from train import files, hardware, metrics, output, plugins, report, signals, tasks
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.durations import in_updates, total_updates
@@ -230,7 +230,7 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, upd
         if encoded.skipped:
             journal.say(f"        {len(encoded.skipped):,} rows of {role} skipped, the first: {encoded.skipped[0]}")
             if journal.speaks:
-                output.write(Path(config.output) / f"skipped_rows_{role}.txt", "\n".join(encoded.skipped) + "\n")
+                files.write(Path(config.output) / f"skipped_rows_{role}.txt", "\n".join(encoded.skipped) + "\n")
     journal.say(
         f"plan    {updates:,} updates of {config.batch_size} examples, {batches.order.updates_per_epoch:,} an epoch; "
         f"padding efficiency {batches.padding_efficiency():.3f}"
@@ -273,12 +273,12 @@ def _finish(
     )
     try:
         for role, evaluator in evaluators.items():
-            output.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
+            files.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
         net = accelerator.unwrap_model(learner.model)
         export(net, ingredients.tokenizer, folder / "model", card, weights)
-        output.write_json(folder / "result.json", result)
+        files.write_json(folder / "result.json", result)
         if not checkpoints.failed:
-            output.write(folder / output.DONE, "")
+            files.write(folder / output.DONE, "")
     except Exception as error:  # disk full, no permission: several libraries, several kinds
         log.error("the results could not be written (%s). Free space, and run the same command again", error)
         return False

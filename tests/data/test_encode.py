@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from data.encode import Encoded, take
 from data.errors import UserError
-from data.source import Rows
+from data.source import Rows, named
 from tests.data.conftest import FakeEncoder
 
 Encode = Callable[..., Encoded]
@@ -214,10 +214,14 @@ def test_lists_that_are_all_empty_in_a_chunk(encode: Encode, read: Read, tmp_pat
     assert [labels.tolist() for labels in encoded.features(np.array([1500, 0]))["label"]] == [[1], []]
 
 
-def test_class_labels_are_numbers(encode: Encode, read: Read, tmp_path: Path) -> None:
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(tmp_path / "x.parquet")
-    assert encode(read(tmp_path / "x.parquet")).column("label").tolist() == [1, 0]
+def test_class_labels_come_by_name(read: Read, tmp_path: Path) -> None:
+    """Files may number the same labels differently, so a task is given names; -1 is a missing label."""
+    for file, names in (("x.parquet", ["no", "yes"]), ("y.parquet", ["yes", "no"])):
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        rows = {"text": ["a", "b", "c"], "label": [1, 0, -1]}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / file)
+    found = [named(rows.dataset[:], rows.dataset.features)["label"] for rows in read(tmp_path / "*.parquet")]
+    assert found == [["yes", "no", None], ["no", "yes", None]]
 
 
 def test_longest_counts_examples_that_reach_max_length(encode: Encode, read: Read, tmp_path: Path) -> None:

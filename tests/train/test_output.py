@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from data.errors import UserError
-from train import output
+from train import files, output
 from train.config import RunConfig, validate
 
 
@@ -38,14 +38,14 @@ def test_a_run_goes_on_until_it_is_done(folder: Path) -> None:
     config = settings(folder)
     output.begin(config)
     assert output.claim(config, resume_anyway=False) is False
-    output.write(folder / output.DONE, "")
+    files.write(folder / output.DONE, "")
     assert output.claim(config, resume_anyway=False) is True
     assert output.claim(settings(folder, micro_batch_size=3), resume_anyway=False) is True, "cannot change the run"
 
 
 def test_another_run_is_refused_naming_the_keys(folder: Path) -> None:
     output.begin(settings(folder))
-    output.write(folder / output.DONE, "")
+    files.write(folder / output.DONE, "")
     other = settings(folder, optim={"lr": 1e-3}, seed=7)
     with pytest.raises(UserError) as caught:
         output.claim(other, resume_anyway=False)
@@ -100,11 +100,11 @@ def test_the_token_is_not_written(folder: Path) -> None:
 
 def test_files_are_written_whole_or_not_at_all(folder: Path) -> None:
     file = folder / "deep" / "lines.jsonl"
-    output.write_json_lines(file, [{"a": "ä"}, {"a": 2}])
+    files.write_json_lines(file, [{"a": "ä"}, {"a": 2}])
     assert [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] == [{"a": "ä"}, {"a": 2}]
     with pytest.raises(ZeroDivisionError):
-        output.write_json_lines(file, ({"a": 1 // number} for number in (1, 0)))
+        files.write_json_lines(file, ({"a": 1 // number} for number in (1, 0)))
     assert len(file.read_text(encoding="utf-8").splitlines()) == 2
-    output.write_json(folder / "one.json", {"a": 1.5})
+    files.write_json(folder / "one.json", {"a": 1.5})
     assert json.loads((folder / "one.json").read_text()) == {"a": 1.5}
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["lines.jsonl", "one.json"]
