@@ -1,0 +1,43 @@
+"""Precision: what is asked for, what accelerate was told, and what would have no effect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.errors import UserError
+from tests.worker import carry_out
+from train.hardware import build_accelerator, resolve
+
+on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without a GPU")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp64"])
+def test_a_named_precision_stays(precision: str) -> None:
+    assert resolve(precision, cpu=True) == precision
+
+
+def test_auto_is_bf16_only_where_the_processor_is_fast_at_it() -> None:
+    file = Path("/proc/cpuinfo")
+    flags = file.read_text() if file.exists() else ""
+    assert resolve("auto", cpu=True) == ("bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32")
+
+
+@on_cpu
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(UserError, match="fp16 needs a GPU .* use bf16 or fp32"):
+        build_accelerator("fp16")
+
+
+@on_cpu
+def test_what_accelerate_was_told_wins(
+    make_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert carry_out(make_config(updates=2, precision="fp32")) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["precision"] == "bf16"
