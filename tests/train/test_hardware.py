@@ -30,7 +30,7 @@ def test_auto_is_bf16_only_where_the_processor_is_fast_at_it() -> None:
 
 @on_cpu
 def test_fp16_on_a_cpu_is_refused() -> None:
-    with pytest.raises(UserError, match="fp16 needs a GPU .* use bf16 or fp32"):
+    with pytest.raises(UserError, match=r"fp16 needs a GPU .* use bf16 or fp32"):
         build_accelerator("fp16")
 
 
