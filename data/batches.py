@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.encode import Encoded, Features, take
-from data.order import Order
+from data.order import Order, example_keys
 from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Collate = Callable[[Features], "dict[str, Tensor]"]
+Count = Callable[[Features], int]
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,21 @@ class Batches:
     order: Order
     bounds: Bounds
     collate: Collate
+    count: Count
     world: int = 1
     process: int = 0
 
     def batch(self, update: int) -> Batch:
         """Return the batch of update number `update`, from 1: a function of the number alone."""
         ids = self.order.examples(update)
-        features = self.encoded.features(ids)
+        keys = example_keys(ids, self.order.seed, (update - 1) // self.order.updates_per_epoch)
+        features = {**self.encoded.features(ids), "key": keys}
         lengths = features["length"]
         mine = plan_batch(lengths, self.bounds, self.world)[self.process]
         return Batch(
             parts=[_part(micro_batch, ids, features, self.collate) for micro_batch in mine],
             examples=ids,
-            targets=int(features["targets"].sum()),
+            targets=self.count(features),
             tokens=int(lengths.sum()),
             computed=padding_efficiency(lengths, mine)[1],
         )

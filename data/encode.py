@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CHUNK = 1_000  # rows tokenized at once: enough for a fast tokenizer to use all cores
 GROUP = 20  # chunks written at once: a file opens in 10 us for each time, so 0.5 s for 10^9 rows
 SHOWN = 5  # problems named in one message
-VERSION = 1  # part of the cache key: raise it when what is written changes
+VERSION = 2  # part of the cache key: raise it when what is written changes
 
 Features = dict[str, Any]
 """Columns of some rows: an array (n,) for a number a row, a list of n arrays for a sequence a row."""
@@ -49,14 +49,19 @@ class Encoder(Protocol):
         """Say what makes a row unusable, or None."""
 
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        """Return the features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count)."""
+        """Return the features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count).
+
+        An example a row, or several, or one for several: then `row` says, for each example, the place in `rows` of the
+        (first) row that it comes from.
+        """
 
 
 @dataclass(frozen=True)
 class Encoded:
     """The encoded examples of one role, memory-mapped. An example's id is its place here.
 
-    `sizes` are the examples of each source; the column `row` is an example's place in its source, bad rows counted.
+    `sizes` are the examples of each source; the column `row` is the place in its source, bad rows counted, of the row
+    that an example comes from (the first one, if from several).
     """
 
     dataset: Dataset
@@ -81,6 +86,12 @@ class Encoded:
     def column(self, name: str) -> NDArray[Any]:
         """Return one whole number column: O(rows) memory, for evaluation and statistics only."""
         return np.asarray(self.dataset.data.column(name).to_numpy())
+
+    def places(self) -> list[dict[str, int]]:
+        """Return for each example {"row": its place in its source, from 0}, with "source" where there are several."""
+        rows = self.column("row").tolist()
+        sources = self.sources(np.arange(len(rows))).get("sources")
+        return [{**({"source": sources[example]} if sources else {}), "row": row} for example, row in enumerate(rows)]
 
 
 def take(features: Features, rows: NDArray[np.int64]) -> Features:
@@ -110,9 +121,9 @@ def encode_sources(
         for rows in files:
             path, notes = _encode_file(rows, work, cache, start)
             bad += [*rows.skipped, *notes["skipped"]]
-            start, size = start + len(rows.dataset), size + notes["rows"]
+            start, size = start + len(rows.dataset), size + notes["examples"]
             longest += notes["longest"]
-            if notes["rows"]:  # a file without usable rows has no columns either
+            if notes["examples"]:  # a file without usable rows has no columns either
                 parts.append(Dataset.from_file(str(path)))
                 digests.append(notes["digest"])
         if not size:
@@ -151,7 +162,7 @@ def _encode_file(rows: Rows, work: _Work, cache: Path, start: int) -> tuple[Path
 def _write(rows: Rows, work: _Work, target: Path, start: int) -> Notes:
     import pyarrow as pa
 
-    notes: Notes = {"rows": 0, "skipped": [], "longest": 0}
+    notes: Notes = {"examples": 0, "skipped": [], "longest": 0}
     digest = hashlib.blake2b(digest_size=16)
     tables = _encoded(rows, work, start, notes)
     with pa.OSFile(str(target), "wb") as sink, ExitStack() as stack:
@@ -175,9 +186,12 @@ def _encoded(rows: Rows, work: _Work, start: int, notes: Notes) -> Iterator[pa.T
             continue
         usable = {name: [values[row] for row in good] for name, values in chunk.items()}
         features = work.encoder.encode(usable, work.tokenizer, work.max_length)
-        notes["rows"] += len(good)
+        places = features.pop("row", range(len(good)))
+        if not len(places):
+            continue
+        notes["examples"] += len(places)
         notes["longest"] += int(np.count_nonzero(np.array(features["length"]) >= work.max_length))
-        yield _table({"row": [start + first + row for row in good], **features})
+        yield _table({"row": [start + first + good[place] for place in places], **features})
 
 
 def _digest(table: pa.Table, digest: hashlib.blake2b) -> None:

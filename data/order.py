@@ -39,6 +39,15 @@ def permute(positions: Indices, size: int, key: int) -> Indices:
     return result.astype(np.int64)
 
 
+def example_keys(ids: Indices, *parts: int | str) -> NDArray[np.uint64]:
+    """Return 64 random-looking bits for each example id, (n,), that depend on it and on `parts` alone.
+
+    Whatever is random about an example (which tokens are masked) is drawn from them, so that it does not matter in
+    which order, on which process or in which company the example is computed.
+    """
+    return _mix(ids.astype(np.uint64) + np.uint64(derive("example", *parts)))
+
+
 def _feistel(values: NDArray[np.uint64], half: int, keys: list[np.uint64]) -> NDArray[np.uint64]:
     mask = np.uint64((1 << half) - 1)
     left, right = values >> np.uint64(half), values & mask

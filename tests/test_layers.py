@@ -46,6 +46,7 @@ LAYERS: dict[str, float] = {
     "train.loop": 4,
     "train.config": 5,
     "train.idle": 5.5,
+    "train.ingredients": 5.5,
     "train.output": 5.5,
     "train.report": 5.5,
     "train.run": 6,

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
+from numpy.typing import NDArray
 
 from data.encode import Encoded
+from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from train import metrics
 from train.tasks.base import Arrays, Task
@@ -58,10 +60,7 @@ class Evaluator:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the last evaluation's predictions in the order of the rows, each with its `row` (from 0)."""
-        rows = self.encoded.column("row").tolist()
-        sources = self.encoded.sources(np.arange(len(rows))).get("sources")
-        for example, (row, record) in enumerate(zip(rows, self.task.records(self.found), strict=True)):
-            yield {**({"source": sources[example]} if sources else {}), "row": row, **record}
+        yield from self.task.records(self.found, self.encoded)
 
     @cached_property
     def _metrics(self) -> list[Any]:
@@ -76,7 +75,8 @@ class Evaluator:
     def _predict(self) -> tuple[Any, Arrays]:
         ids, found = [], []
         for part in self._parts:
-            tensors = send_to_device(self.task.collate(self.encoded.features(part.rows)), self.accelerator.device)
+            features = {**self.encoded.features(part.rows), "key": example_keys(part.rows, "evaluation")}
+            tensors = send_to_device(self.task.collate(features), self.accelerator.device)
             with torch.no_grad():
                 predicted = self.task.predict(self.model, tensors)
             if not part.filler:
@@ -84,15 +84,33 @@ class Evaluator:
                 found.append({name: tensor.cpu().numpy() for name, tensor in predicted.items()})
         if not ids:  # fewer micro-batches than processes
             return np.zeros(0, dtype=np.int64), {}
-        return np.concatenate(ids), {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        return np.concatenate(ids), {name: stacked([part[name] for part in found]) for name in found[0]}
 
     def _judge(self, shares: list[tuple[Any, Arrays]]) -> dict[str, float]:
         shares = [share for share in shares if len(share[0])]
         ids = np.concatenate([share[0] for share in shares])
         order = np.argsort(ids)
         assert np.array_equal(ids[order], np.arange(len(self.encoded.dataset))), "an example is missing or repeated"
-        self.found = {name: np.concatenate([share[1][name] for share in shares])[order] for name in shares[0][1]}
-        targets = int(self.encoded.column("targets").sum())
-        figures = {"loss": float(self.found["loss"].sum(dtype=np.float64)) / targets}
-        figures.update(metrics.compute(self._metrics, self.task.outputs(self.found)))
+        self.found = {name: stacked([share[1][name] for share in shares])[order] for name in shares[0][1]}
+        counted = self.found.get("targets", self.encoded.column("targets"))
+        figures = {"loss": float(self.found["loss"].sum(dtype=np.float64)) / int(counted.sum())}
+        outputs = self.task.outputs(self.found, self.encoded)
+        figures.update(metrics.compute(self._metrics, outputs, self.task.kind))
         return {f"{self.role}/{name}": value for name, value in figures.items()}
+
+
+def stacked(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Join arrays (B, ...) along the first dimension.
+
+    Where they differ in the others (micro-batches of other lengths) they are filled up: with -100, floats with nan.
+    """
+    shape = np.max([part.shape[1:] for part in parts], axis=0).astype(int).tolist()
+    if all(list(part.shape[1:]) == shape for part in parts):
+        return np.concatenate(parts)
+    fill = np.nan if parts[0].dtype.kind == "f" else -100
+    result = np.full((sum(len(part) for part in parts), *shape), fill, dtype=parts[0].dtype)
+    start = 0
+    for part in parts:
+        result[(slice(start, start + len(part)), *(slice(size) for size in part.shape[1:]))] = part
+        start += len(part)
+    return result

@@ -9,6 +9,7 @@ import yaml
 
 from train.checkpoint import State
 from train.config import RunConfig
+from train.tasks.base import Task
 
 
 def results(figures: Mapping[str, float], state: State, *, examples: int, world: int, precision: str) -> dict[str, Any]:
@@ -26,11 +27,11 @@ def results(figures: Mapping[str, float], state: State, *, examples: int, world:
     }
 
 
-def card(config: RunConfig, figures: Mapping[str, float], *, updates: int, pipeline: str) -> str:
+def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates: int) -> str:
     """Return the README.md of the exported model: what it is, how it scores, how to use it, how it was made."""
     head = {
         "library_name": "transformers",
-        "pipeline_tag": pipeline,
+        **({"pipeline_tag": task.pipeline} if task.pipeline else {}),
         "base_model": config.model.path,
         "tags": ["lockstep"],
     }
@@ -49,9 +50,7 @@ Fine-tuned with Lockstep: {updates:,} updates of {config.batch_size} examples.
 {rows or "| none | |"}
 
 ```python
-from transformers import pipeline
-
-predict = pipeline("{pipeline}", model="path/to/this/folder")
+{_usage(task)}
 ```
 
 The config of the run:
@@ -59,3 +58,13 @@ The config of the run:
 ```yaml
 {yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)}```
 """
+
+
+def _usage(task: Task) -> str:
+    folder = '"path/to/this/folder"'
+    if task.pipeline:
+        return f'from transformers import pipeline\n\npredict = pipeline("{task.pipeline}", model={folder})'
+    names = f"{task.model_class}, AutoTokenizer"
+    loads = (f"{name} = {kind}.from_pretrained({folder})" for name, kind in
+             (("model", task.model_class), ("tokenizer", "AutoTokenizer")))  # fmt: skip
+    return "\n".join((f"from transformers import {names}", "", *loads))

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from data.batches import Batches
-from data.encode import Encoded, encode_sources
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from data.source import Rows, open_rows
-from train import files, hardware, metrics, output, plugins, report, signals, tasks
+from train import files, hardware, metrics, output, report, signals
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.durations import in_updates, total_updates
 from train.evaluation import Evaluator
+from train.ingredients import Ingredients, read
 from train.journal import Journal, clock
 from train.loop import Every, fit
-from train.model import export, load_model, load_tokenizer, longest_input
+from train.model import export
 from train.optim import build_optimizer, rate
-from train.tasks.base import Task, check_columns
 from train.tracking import Tracker
 from train.update import Learner
 
@@ -39,20 +34,6 @@ CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
 MICRO_BATCH_TOKENS = 16_384
 
 
-@dataclass(frozen=True)
-class Ingredients:
-    """What a run is made from. To read it writes nothing, so bad input leaves no trace."""
-
-    accelerator: Accelerator
-    precision: str
-    tokenizer: Any
-    model: Any
-    new_parameters: list[str]
-    task: Task
-    splits: dict[str, Encoded]
-    max_length: int
-
-
 def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     """Carry out a run, or what is left of it; return the exit code of the process.
 
@@ -60,7 +41,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     Raises `UserError` before anything is written if config, data or model cannot be used. The caller has claimed the
     output folder.
     """
-    ingredients = _read(config)
+    ingredients = read(config)
     accelerator = ingredients.accelerator
     batches, bounds = _batches(config, ingredients)
     per_epoch = batches.order.updates_per_epoch
@@ -110,46 +91,6 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     return 0 if written and not checkpoints.failed else 1
 
 
-def _read(config: RunConfig) -> Ingredients:
-    """Open rows, tokenizer and model, and encode the rows (or map what is encoded already)."""
-    from datasets import config as datasets_config
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
-    accelerator, precision = hardware.build_accelerator(config.precision)
-    token = config.hub_token.get_secret_value() if config.hub_token else None
-    skip_bad = config.data.on_bad_row == "skip"
-    cache = Path(config.data.cache or datasets_config.HF_DATASETS_CACHE / "lockstep").expanduser()
-    roles = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
-    rows: dict[str, list[list[Rows]]] = {
-        role: [open_rows(source, role, skip_bad=skip_bad, cache=cache, token=token) for source in sources]
-        for role, sources in roles.items()
-        if sources
-    }
-    tokenizer = load_tokenizer(config.model, token)
-    plugin = plugins.load(tasks, "task", config.task.name)
-    task: Task = plugin.task.prepare(config.task, [part for source in rows["train"] for part in source], tokenizer)
-    for choice in (metrics.parse(entry) for entry in config.metrics):
-        metrics.check(choice, task.kind)
-        if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation
-            metrics.load(choice)
-        metrics.rehearse(choice, task.kind, len(task.model_config["id2label"]))
-    model_config = {**task.model_config, "pad_token_id": tokenizer.pad_token_id}
-    dtype = torch.float64 if precision == "fp64" else torch.float32
-    model, new = load_model(config.model, task.model_class, model_config, dtype=dtype, seed=config.seed, token=token)
-    limit = longest_input(model, tokenizer)
-    max_length = config.data.max_length or min(512, limit)
-    if max_length > limit:
-        raise UserError(f"data.max_length: {max_length} is more than the {limit} tokens that {config.model.path} takes")
-    splits = {}
-    for role, sources in rows.items():
-        for source in sources:
-            check_columns(source, task.columns, f"data.{role}")
-        splits[role] = encode_sources(sources, task, tokenizer, max_length, skip_bad=skip_bad, cache=cache)
-    task = task.informed(splits["train"])
-    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length)
-
-
 def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
     """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
     accelerator, train = ingredients.accelerator, ingredients.splits["train"]
@@ -168,6 +109,7 @@ def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Boun
         order,
         Bounds(config.micro_batch_size, tokens, overhead),
         ingredients.task.collate,
+        ingredients.task.count,
         accelerator.num_processes,
         accelerator.process_index,
     )
@@ -263,7 +205,7 @@ def _finish(
     weights = accelerator.get_state_dict(learner.model)
     if not accelerator.is_main_process:
         return True
-    card = report.card(config, figures, updates=exported, pipeline=ingredients.task.pipeline)
+    card = report.card(config, figures, ingredients.task, updates=exported)
     result = report.results(
         figures,
         state,

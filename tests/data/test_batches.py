@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ def collate(features: Features) -> dict[str, Tensor]:
     return {"input_ids": pad(ids, 0), "attention_mask": mask(ids), "row": torch.tensor(features["row"])}
 
 
+def count(features: Any) -> int:
+    return int(features["targets"].sum())
+
+
 @pytest.fixture
 def encoded(encode: Callable[..., Encoded], read: Callable[..., list[Rows]], tmp_path: Path) -> Encoded:
     lines = [json.dumps({"text": "ab"[number % 2] * (1 + number * 7 % 13), "label": 0}) for number in range(50)]
@@ -37,7 +42,7 @@ def encoded(encode: Callable[..., Encoded], read: Callable[..., list[Rows]], tmp
 
 def build(encoded: Encoded, batch_size: int = 16, **settings: Any) -> Batches:
     order = Order(encoded.sizes, shares(list(encoded.sizes), [None]), batch_size, 3)
-    return Batches(encoded, order, settings.pop("bounds", Bounds(tokens=60, overhead=5)), collate, **settings)
+    return Batches(encoded, order, settings.pop("bounds", Bounds(tokens=60, overhead=5)), collate, count, **settings)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -103,3 +108,24 @@ def test_pad_and_mask() -> None:
     assert mask(sequences).tolist() == [[1, 1, 1], [1, 0, 0]]
     assert mask(sequences, left=True).tolist() == [[1, 1, 1], [0, 0, 1]]
     assert str(pad(sequences, 1).dtype) == "torch.int64"
+
+
+def test_keys_depend_on_seed_epoch_and_example_alone(encoded: Encoded) -> None:
+    seen: dict[int, dict[int, int]] = {0: {}, 1: {}}
+
+    def note(features: Any) -> int:
+        seen[epoch].update(zip(features["row"].tolist(), features["key"].tolist(), strict=True))
+        return 1
+
+    batches = replace(build(encoded), count=note)
+    for update in range(1, 9):
+        epoch = (update - 1) // batches.order.updates_per_epoch
+        batches.batch(update)
+    again = dict(seen[1])
+    batches = replace(batches, order=replace(batches.order, batch_size=50))  # an epoch is one update, in other company
+    for update in (2,):
+        epoch = 1
+        batches.batch(update)
+    assert len(seen[0]) == len(seen[1]) == 50
+    assert seen[1] == again
+    assert not set(seen[0].values()) & set(seen[1].values()) and len(set(seen[0].values())) == 50

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.conftest import rows
 from tests.distributed import launch
 from tests.worker import carry_out
+from train.evaluation import stacked
 
 MakeConfig = Callable[..., dict[str, Any]]
 
@@ -77,3 +79,11 @@ def test_the_best_figure_must_be_reported(make_config: MakeConfig) -> None:
 
     with pytest.raises(UserError, match=r"checkpoint.best: .*'validation/f1'; there are validation/loss"):
         carry_out(make_config(checkpoint__best="f1", updates=2))
+
+
+def test_predictions_of_different_width_are_filled_up() -> None:
+    wide, narrow = np.arange(6).reshape(2, 3), np.array([[7, 8]])
+    assert stacked([wide, narrow]).tolist() == [[0, 1, 2], [3, 4, 5], [7, 8, -100]]
+    scores = stacked([np.ones((1, 2, 1)), np.zeros((1, 1, 2))])
+    assert scores.shape == (2, 2, 2) and np.isnan(scores).sum() == 4
+    assert stacked([np.arange(2), np.arange(3)]).tolist() == [0, 1, 0, 1, 2]

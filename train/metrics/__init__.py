@@ -84,7 +84,7 @@ def load(choice: Choice) -> evaluate.EvaluationModule:
 
 def rehearse(choice: Choice, kind: Kind, labels: int) -> None:
     """Raise UserError now for options that this task's `labels` would refuse at the first evaluation."""
-    if choice.name not in names() or not choice.options:
+    if choice.name not in names() or not choice.options or kind not in ("single_label", "multi_label", "regression"):
         return
     if kind == "regression":
         outputs: dict[str, NDArray[Any]] = {"predictions": np.arange(3.0), "references": np.arange(3.0)}
@@ -92,37 +92,35 @@ def rehearse(choice: Choice, kind: Kind, labels: int) -> None:
         scores = np.eye(labels)
         ids = np.arange(labels) if kind == "single_label" else np.eye(labels, dtype=np.int64)
         outputs = {"predictions": ids, "references": ids, "scores": scores}
-    compute([load(choice)], outputs)
+    compute([load(choice)], outputs, kind)
 
 
-def compute(metrics: Iterable[evaluate.EvaluationModule], outputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+def compute(metrics: Iterable[evaluate.EvaluationModule], outputs: Mapping[str, Any], kind: Kind) -> dict[str, float]:
     """Return all figures of metrics that came from `load`, as one flat dict of Python floats.
 
-    `outputs` has "predictions" and "references": (n,) class ids, (n, L) labels of 0 and 1, or (n,) floats (regression);
-    and, where there are any, "scores": (n, C) or (n, L) probabilities. The same outputs, in any order, give the same
-    figures to the last bit (which a Hub metric does not promise). Of a Hub metric's result only numbers and mappings of
-    numbers are kept. Raises UserError where a metric does not fit the task, where two results have one name, and where
-    there is no example.
+    `outputs` of a task that predicts classes, labels or numbers has "predictions" and "references": (n,) class ids,
+    (n, L) labels of 0 and 1, or (n,) floats (regression); and, where there are any, "scores": (n, C) or (n, L)
+    probabilities. Other kinds have entries of their own, which the metrics for them name. The same outputs, in any
+    order, give the same figures to the last bit (which a Hub metric does not promise). Of a Hub metric's result only
+    numbers and mappings of numbers are kept. Raises UserError where a metric does not fit the task, where two results
+    have one name, and where there is no example.
     """
-    predictions, references, scores = outputs["predictions"], outputs["references"], outputs.get("scores")
-    assert len(predictions) == len(references)
-    if len(predictions) == 0:
+    if any(len(entry) == 0 for entry in outputs.values()):
         raise UserError("there are no examples to evaluate; give a split that has some")
-    kind = _kind(predictions)
+    scores = outputs.get("scores")
     classes = scores.shape[1] if scores is not None and kind == "single_label" else None
     figures: dict[str, float] = {}
     for metric in metrics:
         choice: Choice = metric.choice
         check(choice, kind)
         # A local one not through metric.compute: Arrow takes 4 s for 100,000 rows of 28 labels, this way 0.05 s.
-        if choice.name not in names():
-            results = _ask_hub_metric(metric, predictions, references)
-        elif _module(choice.name).TAKES == "predictions":
-            results = metric.figures(predictions, references, classes)
-        elif scores is None:
-            raise _needs_scores(choice, kind)
+        takes, against = _entries(choice)
+        if takes not in outputs or against not in outputs:
+            raise _lacks(choice, kind, outputs)
+        if choice.name in names():
+            results = metric.figures(outputs[takes], outputs[against], classes)
         else:
-            results = metric.figures(scores, references, classes)
+            results = _ask_hub_metric(metric, outputs[takes], outputs[against])
         for name, value in results.items():
             if choice.prefix + name in figures:
                 raise UserError(
@@ -216,14 +214,20 @@ def _numbers(results: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, 
             yield f"{path}{name}", float(value)
 
 
-def _kind(predictions: NDArray[Any]) -> Kind:
-    if predictions.ndim == 2:
-        return "multi_label"
-    return "regression" if predictions.dtype.kind == "f" else "single_label"
+def _entries(choice: Choice) -> tuple[str, str]:
+    """Return the names of the outputs that a metric takes, and that it is held against."""
+    if choice.name not in names():
+        return "predictions", "references"
+    module = _module(choice.name)
+    return module.TAKES, getattr(module, "AGAINST", "references")
 
 
-def _needs_scores(choice: Choice, kind: Kind) -> UserError:
-    usable = [name for name in names() if kind in _module(name).KINDS and _module(name).TAKES == "predictions"]
+def _lacks(choice: Choice, kind: Kind, outputs: Mapping[str, Any]) -> UserError:
+    fitting = [name for name in names() if kind in _module(name).KINDS]
+    usable = [name for name in fitting if {*_entries(Choice(name))} <= set(outputs)]
+    takes, against = _entries(choice)
+    missing = takes if takes not in outputs else against
     return UserError(
-        f"metric {choice.name!r} needs scores, and this task gives predictions only; choose from {', '.join(usable)}"
+        f"metric {choice.name!r} needs {missing}, and this task gives {', '.join(outputs)}; "
+        f"choose from {', '.join(usable)}"
     )

@@ -32,11 +32,26 @@ class OfflineMetric(evaluate.Metric):
 
     def figures(self, predictions: ArrayLike, references: ArrayLike, classes: int | None = None) -> dict[str, float]:
         """Return results by name; shapes as in `train.metrics.compute`, scores as `predictions` if it takes those."""
-        convert = _reals if "regression" in self._module.KINDS else self._integers
-        taken = _reals(predictions) if self._module.TAKES == "scores" else convert(predictions)
-        return self._module.compute(taken, convert(references), self._options_for(classes))
+        options = self._options_for(classes)
+        if self._columns:
+            return self._module.compute(predictions, references, options)
+        takes, against = self._module.TAKES, getattr(self._module, "AGAINST", "references")
+        whole = "regression" not in self._module.KINDS
+        taken = self._integers(predictions) if whole and takes == "predictions" else _reals(predictions)
+        held = self._integers(references) if whole and against == "references" else _reals(references)
+        return self._module.compute(taken, held, options)
+
+    @property
+    def _columns(self) -> Any:
+        return getattr(self._module, "columns", None)
 
     def _info(self) -> evaluate.MetricInfo:
+        if self._columns:
+            prediction, reference = self._columns()
+            alternatives = [Features(predictions=prediction, references=reference)]
+            return evaluate.MetricInfo(
+                description=self._module.__doc__ or "", citation="", inputs_description="", features=alternatives
+            )
         row, number = List(Value("float64")), Value("float64")
         # Rows first: a row of one number would pass for a number.
         alternatives = [Features(predictions=row, references=row)] if "multi_label" in self._module.KINDS else []

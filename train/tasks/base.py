@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Arrays = dict[str, NDArray[Any]]
-"""Gathered predictions by name, first dimension: examples."""
+"""Gathered predictions by name, first dimension: examples. Where the others differed between micro-batches they are
+filled up with -100, floats with nan."""
+
+Outputs = dict[str, Any]
+"""What metrics take, by name (see `train.metrics`)."""
 
 
 class Task(ABC):
@@ -28,7 +32,7 @@ class Task(ABC):
     """
 
     kind: Any
-    """What sort of predictions it makes: the metrics ask for it."""
+    """What sort of predictions it makes (`train.metrics.Kind`): the metrics ask for it."""
 
     @classmethod
     @abstractmethod
@@ -61,8 +65,8 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def pipeline(self) -> str:
-        """The `transformers.pipeline` that serves the exported model."""
+    def pipeline(self) -> str | None:
+        """The `transformers.pipeline` that serves the exported model; None where transformers has none."""
 
     @property
     @abstractmethod
@@ -75,15 +79,30 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
-        """Return features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count)."""
+        """Return features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count).
+
+        Where a row becomes several examples (windows), or several rows become one (packing), `row` gives for each
+        example the place in `rows` of the row it comes from, or of the first.
+        """
+
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027  # most tasks have nothing to check
+        """Raise `UserError` for a model that would not compute what this task means, proved by trying it."""
 
     def informed(self, train: Encoded) -> Task:
         """Return the task with what it needs to know of the whole training set, such as the frequency of labels."""
         return self
 
+    def count(self, features: Features) -> int:
+        """Return the targets of these examples, as `loss` will count them: known before the model runs."""
+        return int(features["targets"].sum())
+
     @abstractmethod
     def collate(self, features: Features) -> dict[str, Tensor]:
-        """Return padded tensors, first dimension B: the model's inputs, and the targets under "labels"."""
+        """Return padded tensors, first dimension B: the model's inputs, and the targets under "labels".
+
+        What is random about an example is drawn from its `key` among the features, (B,) uint64: a function of (seed,
+        epoch, example) in training, of the example alone in evaluation.
+        """
 
     @abstractmethod
     def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
@@ -91,15 +110,18 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return per-example tensors, first dimension B: "loss" (summed over its targets) and what `outputs` needs."""
+        """Return per-example tensors, first dimension B: "loss" (summed over its targets) and what `outputs` needs.
+
+        "targets", if given, are counted instead of the encoded column of that name.
+        """
 
     @abstractmethod
-    def outputs(self, found: Arrays) -> Arrays:
-        """Turn gathered predictions into what metrics take: "predictions", "references" and, if any, "scores"."""
+    def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
+        """Turn the gathered predictions of all of `encoded`'s examples, by id, into what metrics take."""
 
     @abstractmethod
-    def records(self, found: Arrays) -> Iterator[dict[str, Any]]:
-        """Yield one JSON-able record an example: its prediction, its reference and, if any, its scores."""
+    def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
+        """Yield one JSON-able record a row, in order: its place (`Encoded.places`), prediction and reference."""
 
 
 def check_columns(rows: Sequence[Rows], wanted: Sequence[str], where: str) -> None:

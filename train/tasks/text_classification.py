@@ -16,7 +16,7 @@ from data.encode import Encoded, Features
 from data.errors import UserError, nearest
 from data.source import Rows
 from train.tasks import _labels
-from train.tasks.base import Arrays, Task, TaskConfig, check_columns, inputs
+from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -233,7 +233,7 @@ class TextClassification(Task):
         )
         return {"scores": scores(), "references": labels, "loss": self._losses(logits, labels, 0.0)}
 
-    def outputs(self, found: Arrays) -> Arrays:
+    def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
         """predictions: label numbers (n,), 0/1 (n, labels), or values (n,)."""
         scores, references = found["scores"], found["references"]
         if self.kind == "regression":
@@ -243,14 +243,14 @@ class TextClassification(Task):
             return {"predictions": given, "references": references.astype(np.int64), "scores": scores}
         return {"predictions": scores.argmax(1), "references": references, "scores": scores}
 
-    def records(self, found: Arrays) -> Iterator[dict[str, Any]]:
+    def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """Predictions and references by name, and the score of every label."""
-        outputs, names = self.outputs(found), self.labels.names
+        outputs, names, places = self.outputs(found, encoded), self.labels.names, encoded.places()
         for row, (prediction, reference) in enumerate(
             zip(outputs["predictions"].tolist(), outputs["references"].tolist(), strict=True)
         ):
             if self.kind == "regression":
-                yield {"prediction": prediction, "reference": reference}
+                yield {**places[row], "prediction": prediction, "reference": reference}
                 continue
             named = [
                 [name for name, given in zip(names, value, strict=True) if given]
@@ -259,7 +259,7 @@ class TextClassification(Task):
                 for value in (prediction, reference)
             ]
             scores = dict(zip(names, [round(score, 6) for score in outputs["scores"][row].tolist()], strict=True))
-            yield {"prediction": named[0], "reference": named[1], "scores": scores}
+            yield {**places[row], "prediction": named[0], "reference": named[1], "scores": scores}
 
 
 def _number(value: Any) -> float | None:

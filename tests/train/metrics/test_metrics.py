@@ -34,6 +34,13 @@ def outputs(kind: str, size: int = 200, classes: int = 3) -> dict[str, Any]:
     return {"predictions": scores.argmax(axis=1), "references": rng.integers(0, classes, size), "scores": scores}
 
 
+def compute(loaded: list[Any], given: dict[str, Any]) -> dict[str, float]:
+    """Compute the figures of a task whose kind shows in its predictions."""
+    predictions = given["predictions"]
+    number = "regression" if predictions.dtype.kind == "f" else "single_label"
+    return metrics.compute(loaded, given, "multi_label" if predictions.ndim == 2 else number)  # type: ignore[arg-type]
+
+
 def fitting(kind: Any) -> list[str]:
     fit = []
     for name in metrics.names():
@@ -100,11 +107,11 @@ def test_a_metric_on_the_wrong_kind_of_task_names_those_that_fit() -> None:
     with pytest.raises(
         UserError, match=r"'pearson' is for regression .* is single_label; metrics that fit: accuracy, "
     ):
-        metrics.compute([metrics.load(Choice("pearson"))], outputs("single_label"))
+        compute([metrics.load(Choice("pearson"))], outputs("single_label"))
     with pytest.raises(
         UserError, match=r"'accuracy' is for single_label and multi_label .* fit: mse, pearson, spearman"
     ):
-        metrics.compute([metrics.load(Choice("accuracy"))], outputs("regression"))
+        compute([metrics.load(Choice("accuracy"))], outputs("regression"))
     metrics.check(Choice("rouge"), "regression")
 
 
@@ -128,9 +135,9 @@ def test_figures_are_the_same_to_the_last_bit_however_one_asks(kind: str) -> Non
         metric, other = metrics.load(choice), metrics.load(choice)
         assert metric.name == name
         taken = given["scores" if metrics._module(name).TAKES == "scores" else "predictions"]
-        figures = metrics.compute([metric], given)
+        figures = compute([metric], given)
         assert all(type(value) is float and math.isfinite(value) for value in figures.values()) and figures
-        assert figures == metrics.compute([other], {key: values[::-1] for key, values in given.items()})
+        assert figures == compute([other], {key: values[::-1] for key, values in given.items()})
         assert figures == metric.compute(predictions=taken, references=given["references"])
         assert figures == metric.compute(predictions=taken.tolist(), references=given["references"].tolist())
         for start in range(0, 200, 64):
@@ -163,11 +170,11 @@ def test_result_names() -> None:
         {"name": "roc_auc", "average": "weighted"},
     ]
     loaded = [metrics.load(metrics.parse(entry)) for entry in chosen]
-    figures = metrics.compute(loaded, outputs("single_label"))
+    figures = compute(loaded, outputs("single_label"))
     assert list(figures) == ["accuracy", "f1", "f1_macro", "third_f1_binary", "roc_auc_weighted"]
     assert figures["f1"] == figures["f1_macro"]
     with pytest.raises(UserError, match="two metrics both report 'f1'; tell them apart with a prefix"):
-        metrics.compute([*loaded, loaded[1]], outputs("single_label"))
+        compute([*loaded, loaded[1]], outputs("single_label"))
 
 
 def test_auto_is_binary_for_two_classes_that_the_scores_tell() -> None:
@@ -175,13 +182,13 @@ def test_auto_is_binary_for_two_classes_that_the_scores_tell() -> None:
     auto, binary, macro = (
         metrics.load(metrics.parse({"name": "f1", "average": average})) for average in ("auto", "binary", "macro")
     )
-    value = metrics.compute([auto], two)["f1"]
-    assert value == metrics.compute([binary], two)["f1_binary"]
+    value = compute([auto], two)["f1"]
+    assert value == compute([binary], two)["f1_binary"]
     assert value == auto.compute(predictions=two["predictions"], references=two["references"], classes=2)["f1"]
     without_scores = {key: two[key] for key in ("predictions", "references")}
-    assert metrics.compute([auto], without_scores)["f1"] == metrics.compute([macro], two)["f1_macro"] != value
+    assert compute([auto], without_scores)["f1"] == compute([macro], two)["f1_macro"] != value
     declared = metrics.load(metrics.parse({"name": "f1", "classes": 2}))
-    assert metrics.compute([declared], without_scores)["f1"] == value
+    assert compute([declared], without_scores)["f1"] == value
 
 
 @pytest.mark.parametrize(
@@ -195,7 +202,7 @@ def test_auto_is_binary_for_two_classes_that_the_scores_tell() -> None:
 )
 def test_options_that_do_not_fit_the_outputs(options: dict[str, Any], kind: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        metrics.compute([metrics.load(metrics.parse({"name": "f1", **options}))], outputs(kind))
+        compute([metrics.load(metrics.parse({"name": "f1", **options}))], outputs(kind))
 
 
 def test_missing_scores_and_missing_examples() -> None:
@@ -203,9 +210,9 @@ def test_missing_scores_and_missing_examples() -> None:
     given = outputs("single_label")
     del given["scores"]
     with pytest.raises(UserError, match=r"'roc_auc' needs scores, .* choose from accuracy, f1"):
-        metrics.compute([area], given)
+        compute([area], given)
     with pytest.raises(UserError, match="no examples to evaluate"):
-        metrics.compute([accuracy], {key: values[:0] for key, values in given.items()})
+        compute([accuracy], {key: values[:0] for key, values in given.items()})
 
 
 def test_higher_is_better() -> None:

@@ -76,18 +76,18 @@ def test_offline_and_a_metric_of_the_hub(tmp_path: Path) -> None:
         floats = {"predictions": np.array([0.5, 2.0, 1.0]), "references": np.array([1.0, 3.0, 0.5])}
         kinds = [("regression", floats), ("single_label", outputs)]
         done = [
-            metrics.compute([metrics.load(metrics.parse(name))], given)
+            metrics.compute([metrics.load(metrics.parse(name))], given, kind)
             for kind, given in kinds for name in metrics.names() if kind in metrics._module(name).KINDS
         ]
         written = [file for _, _, files in os.walk(os.environ["HF_HOME"]) for file in files]
         print(len(done), written, os.listdir(os.environ["TMPDIR"]))
         for entry in ({"name": "score", "scale": 2}, "needy", "acuracy"):
             try:
-                print(metrics.compute([metrics.load(metrics.parse(entry))], floats))
+                print(metrics.compute([metrics.load(metrics.parse(entry))], floats, "regression"))
             except metrics.UserError as error:
                 print(error)
         try:
-            metrics.compute([metrics.load(metrics.parse({"name": "score", "skale": 2}))], floats)
+            metrics.compute([metrics.load(metrics.parse({"name": "score", "skale": 2}))], floats, "regression")
         except metrics.UserError as error:
             print(error)
     """

@@ -1,0 +1,75 @@
+"""What a run is made from: rows, tokenizer, model, task and encoded examples, opened and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from data.encode import Encoded, encode_sources
+from data.errors import UserError
+from data.source import Rows, open_rows
+from train import hardware, metrics, plugins, tasks
+from train.config import RunConfig
+from train.model import load_model, load_tokenizer, longest_input
+from train.tasks.base import Task, check_columns
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What a run is made from. To read it writes nothing, so bad input leaves no trace."""
+
+    accelerator: Accelerator
+    precision: str
+    tokenizer: Any
+    model: Any
+    new_parameters: list[str]
+    task: Task
+    splits: dict[str, Encoded]
+    max_length: int
+
+
+def read(config: RunConfig) -> Ingredients:
+    """Open rows, tokenizer and model, and encode the rows (or map what is encoded already)."""
+    from datasets import config as datasets_config
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+    accelerator, precision = hardware.build_accelerator(config.precision)
+    token = config.hub_token.get_secret_value() if config.hub_token else None
+    skip_bad = config.data.on_bad_row == "skip"
+    cache = Path(config.data.cache or datasets_config.HF_DATASETS_CACHE / "lockstep").expanduser()
+    roles = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+    rows: dict[str, list[list[Rows]]] = {
+        role: [open_rows(source, role, skip_bad=skip_bad, cache=cache, token=token) for source in sources]
+        for role, sources in roles.items()
+        if sources
+    }
+    tokenizer = load_tokenizer(config.model, token)
+    plugin = plugins.load(tasks, "task", config.task.name)
+    task: Task = plugin.task.prepare(config.task, [part for source in rows["train"] for part in source], tokenizer)
+    for choice in (metrics.parse(entry) for entry in config.metrics):
+        metrics.check(choice, task.kind)
+        if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation
+            metrics.load(choice)
+        metrics.rehearse(choice, task.kind, len(task.model_config.get("id2label", ())))
+    model_config = {**task.model_config, "pad_token_id": tokenizer.pad_token_id}
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    model, new = load_model(config.model, task.model_class, model_config, dtype=dtype, seed=config.seed, token=token)
+    task.check_model(model)
+    limit = longest_input(model, tokenizer)
+    max_length = config.data.max_length or min(512, limit)
+    if max_length > limit:
+        raise UserError(f"data.max_length: {max_length} is more than the {limit} tokens that {config.model.path} takes")
+    splits = {}
+    for role, sources in rows.items():
+        for source in sources:
+            check_columns(source, task.columns, f"data.{role}")
+        splits[role] = encode_sources(sources, task, tokenizer, max_length, skip_bad=skip_bad, cache=cache)
+    task = task.informed(splits["train"])
+    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length)
