@@ -45,6 +45,29 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_decoder(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A GPT-2 of two layers, 32 wide, with the words of `tiny_model` and an end token, as a folder of safetensors."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-decoder")
+    specials = ["<pad>", "<unk>", "<end>"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(specials + WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<end>", model_max_length=64
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(WORDS) + 3, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=2,
+        pad_token_id=0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return str(folder)
+
+
 def rows(shape: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Return learnable rows of very different lengths: low words speak for the first label."""
     generator = random.Random(f"{shape} {seed}")
