@@ -51,6 +51,7 @@ LAYERS: dict[str, float] = {
     "train.report": 5.5,
     "train.run": 6,
     "train.__main__": 7,
+    "train.inspect": 7,
 }
 PACKAGES = ("train.tasks", "train.metrics")  # their files may import each other
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "wandb", "pyarrow", "sklearn", "scipy"}

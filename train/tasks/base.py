@@ -20,6 +20,8 @@ Arrays = dict[str, NDArray[Any]]
 """Gathered predictions by name, first dimension: examples. Where the others differed between micro-batches they are
 filled up with -100, floats with nan."""
 
+WINDOW = 8  # tokens that decide how the last of them is written: enough for any character made of several
+
 Outputs = dict[str, Any]
 """What metrics take, by name (see `train.metrics`)."""
 
@@ -122,6 +124,29 @@ class Task(ABC):
     @abstractmethod
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """Yield one JSON-able record a row, in order: its place (`Encoded.places`), prediction and reference."""
+
+    def balance(self, encoded: Encoded) -> dict[str, int]:
+        """Return how often each kind of target is there, by name: for people who look at their data."""
+        return {}
+
+    def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
+        """Return the pieces of text of one collated example (B = 1), each with what is learned there, or None.
+
+        A piece without text stands for the example as a whole.
+        """
+        return [(piece, None) for piece in pieces(tensors["input_ids"][0], tokenizer)]
+
+
+def pieces(ids: Tensor, tokenizer: Any) -> list[str]:
+    """Return the text of each of the tokens (T,), as it stands in the whole: with the blanks between words."""
+    texts, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[max(0, end - WINDOW) : end])
+        if end > WINDOW:
+            before = tokenizer.decode(ids[end - WINDOW : end - 1])
+        texts.append(text[len(before) :] if text.startswith(before) else tokenizer.decode(ids[end - 1 : end]))
+        before = text
+    return texts
 
 
 def check_columns(rows: Sequence[Rows], wanted: Sequence[str], where: str) -> None:

@@ -179,15 +179,27 @@ class TextClassification(Task):
             if unknown:
                 raise UserError(f"task.class_weights: {unknown[0]!r} is not one of the labels {', '.join(names)}")
             return replace(self, weights=tuple(weights.get(name, 1.0) for name in names))
-        counts, rows = np.zeros(len(names)), 0
-        for chunk in train.dataset.data.column("label").chunks:
-            values = chunk.flatten() if self.kind == "multi_label" else chunk
-            counts, rows = counts + np.bincount(values.to_numpy(), minlength=len(names)), rows + len(chunk)
+        counts, rows = np.array([*self.balance(train).values()]), len(train.dataset)
         if not counts.all():
             missing = names[int(np.argmin(counts))]
             raise UserError(f"task.class_weights=balanced: no training row has the label {missing!r}; give weights")
         balanced = rows / counts - 1 if self.kind == "multi_label" else rows / (len(names) * counts)
         return replace(self, weights=tuple(balanced.tolist()))
+
+    def balance(self, encoded: Encoded) -> dict[str, int]:
+        """Rows of each label."""
+        counts = np.zeros(len(self.labels.names), dtype=np.int64)
+        for chunk in encoded.dataset.data.column("label").chunks if len(counts) else ():
+            values = chunk.flatten() if self.kind == "multi_label" else chunk
+            counts += np.bincount(values.to_numpy(), minlength=len(counts))
+        return dict(zip(self.labels.names, counts.tolist(), strict=True))
+
+    def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
+        """The text, then its labels or number."""
+        value = tensors["labels"][0]
+        given = value.nonzero().flatten() if self.kind == "multi_label" else value.reshape(1)
+        names = [str(place) if self.kind == "regression" else self.labels.names[place] for place in given.tolist()]
+        return [*super().marks(tensors, tokenizer), ("", ", ".join(names) or "no label")]
 
     def collate(self, features: Features) -> dict[str, Tensor]:
         """input_ids, attention_mask (if anything is padded), token_type_ids: (B, T); labels: (B,) or (B, labels)."""

@@ -1,0 +1,59 @@
+"""What `python -m train.inspect` shows of data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import write_config
+from train.inspect import main
+from train.tasks.base import pieces
+
+MakeConfig = Callable[..., dict[str, Any]]
+
+
+def inspect(config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
+    assert main([str(write_config(config, tmp_path / "config.yaml")), *options]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_examples_lengths_balance_copies_and_overlap(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(data__max_length=8)
+    texts = {"train": ["w1 w2", "w1  w2", " ".join(["w3"] * 20), "w4"], "validation": ["w1 w2", "w5"]}
+    for role, values in texts.items():
+        rows = [{"text": text, "label": "yes" if place else "no"} for place, text in enumerate(values)]
+        Path(config["data"][role]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = inspect(config, tmp_path, capsys, "-n", "9")
+    train, validation = lines.index("== train"), lines.index("== validation")
+    assert "  [CLS] w4 [SEP]  → yes" in lines[train:validation]
+    assert sum(line.startswith("example ") for line in lines[train:validation]) == 4
+    assert "lengths 4 examples, 19 tokens, 4.8 on average" in lines
+    assert "        1 reach max_length 8: they were cut, or just fit" in lines
+    assert "label           3 (75.0%)  yes" in lines and "label           1 (25.0%)  no" in lines
+    assert "copies  1 examples are equal to an earlier one (25.0%)" in lines  # the tokenizer sees no blanks
+    overlap = "overlap 1 examples of validation are in train too (50.0%): figures on them flatter the model"
+    assert lines[-1] == overlap
+    assert not (tmp_path / "out").exists()
+
+
+def test_colours_and_problems(make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = inspect(make_config("multi_label"), tmp_path, capsys, "-n", "1", "--color", "always", "seed=5")
+    assert any("\033[35m→ " in line for line in lines)
+    assert main([str(tmp_path / "config.yaml"), "data.train=nowhere.csv"]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err
+
+
+def test_pieces_make_up_the_text(tiny_model: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    ids = tokenizer("w1 w2 w3 w4 w5 w6 w7 w8 w9 w10")["input_ids"]
+    found = pieces(torch.tensor(ids), tokenizer)
+    assert len(found) == len(ids) and "".join(found) == tokenizer.decode(ids)

@@ -1,0 +1,128 @@
+"""Look at the data as the model will see it: `python -m train.inspect CONFIG [key=value …] -n 3`. Writes no run."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.encode import Encoded
+from data.errors import UserError
+from data.order import example_keys, permute
+from train import config
+
+if TYPE_CHECKING:
+    from train.ingredients import Ingredients
+
+MARK, NOTE, PLAIN = "\033[1;32m", "\033[35m", "\033[0m"
+LABELS_SHOWN = 30
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Show examples and statistics of a config's data; return the exit code: 0, or 2 for something to mend."""
+    parser = argparse.ArgumentParser(prog="python -m train.inspect", description=__doc__)
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("-n", type=int, default=3, metavar="N", help="examples to show of each split (default 3)")
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="mark what is learned")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    color = options.color == "always" or (options.color == "auto" and sys.stdout.isatty())
+    try:
+        settings = config.read(options.config, options.overrides)
+        from train import ingredients  # the slow imports
+
+        for line in _report(ingredients.read(settings), settings.seed, options.n, color=color):
+            print(line)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterator[str]:
+    yield f"task    {found.task}"
+    digests: dict[str, NDArray[np.uint64]] = {}
+    for role, encoded in found.splits.items():
+        yield f"\n== {role}"
+        for place in permute(np.arange(min(shown, len(encoded.dataset))), len(encoded.dataset), seed).tolist():
+            yield from _example(found, encoded, place, seed, color=color)
+        yield from _lengths(encoded, found.max_length)
+        yield from _balance(found.task.balance(encoded))
+        digests[role] = inputs = _digests(encoded)
+        copies = len(inputs) - len(np.unique(inputs))
+        yield f"copies  {copies:,} examples are equal to an earlier one{_share(copies, len(inputs))}"
+    for role, inputs in digests.items():
+        if role != "train":
+            common = int(np.isin(inputs, digests["train"]).sum())
+            warning = ": figures on them flatter the model" if common else ""
+            yield f"overlap {common:,} examples of {role} are in train too{_share(common, len(inputs))}{warning}"
+
+
+def _example(found: Ingredients, encoded: Encoded, place: int, seed: int, *, color: bool) -> Iterator[str]:
+    """Yield one example as it goes into the model in the first epoch, with what is learned of it marked."""
+    ids = np.array([place])
+    tensors = found.task.collate({**encoded.features(ids), "key": example_keys(ids, seed, 0)})
+    text = "".join(_piece(piece, learned, color=color) for piece, learned in found.task.marks(tensors, found.tokenizer))
+    features = encoded.features(ids)
+    row, length, targets = (features[name][0] for name in ("row", "length", "targets"))
+    yield f"example {place} (row {row}), {length} tokens, {targets} targets"
+    yield "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _piece(piece: str, learned: str | None, *, color: bool) -> str:
+    """Return a piece of text; in colour or in brackets, with what is learned, where something is."""
+    if learned is None:
+        return piece
+    if not piece:
+        return f"  {NOTE}→ {learned}{PLAIN}" if color else f"  → {learned}"
+    blank = piece[: len(piece) - len(piece.lstrip(" "))]
+    note = "" if learned == piece.strip() else learned
+    if color:
+        return f"{blank}{MARK}{piece.strip(' ')}{PLAIN}{NOTE}{'→' * bool(note)}{note}{PLAIN}"
+    return f"{blank}[{piece.strip(' ')}{'→' * bool(note)}{note}]"
+
+
+def _lengths(encoded: Encoded, max_length: int) -> Iterator[str]:
+    lengths = encoded.column("length")
+    low, half, high, most = (int(value) for value in np.quantile(lengths, (0, 0.5, 0.95, 1)))
+    yield f"lengths {len(lengths):,} examples, {int(lengths.sum()):,} tokens, {lengths.mean():.1f} on average"
+    yield f"        from {low} to {most}; half have up to {half}, 95 % up to {high}"
+    yield f"        {encoded.longest:,} reach max_length {max_length}: they were cut, or just fit"
+    yield f"targets {int(encoded.column('targets').sum()):,}"
+    if encoded.skipped:
+        yield f"skipped {len(encoded.skipped):,} rows, the first: {encoded.skipped[0]}"
+
+
+def _balance(counts: dict[str, int]) -> Iterator[str]:
+    total = sum(counts.values())
+    for name, count in Counter(counts).most_common(LABELS_SHOWN):
+        yield f"label   {count:>9,}{_share(count, total)}  {name}"
+    if len(counts) > LABELS_SHOWN:
+        yield f"        and {len(counts) - LABELS_SHOWN} more"
+
+
+def _share(part: int, whole: int) -> str:
+    return f" ({part / max(1, whole):.1%})"
+
+
+def _digests(encoded: Encoded) -> NDArray[np.uint64]:
+    """Return 64 bits of each example's tokens, (n,): equal for equal inputs. Reads the tokens once, in chunks."""
+    found = []
+    for chunk in encoded.dataset.data.column("input_ids").chunks:
+        values, offsets = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
+        for start, end in pairwise(offsets.tolist()):
+            found.append(hashlib.blake2b(values[start:end].tobytes(), digest_size=8).digest())
+    return np.frombuffer(b"".join(found), dtype=np.uint64)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
