@@ -1,4 +1,4 @@
-"""The command line: `accelerate launch -m train CONFIG [key=value …]`, also under torchrun and plain python."""
+"""The command line: `accelerate launch -m train CONFIG [CONFIG…] [key=value…]`; torchrun and plain python too."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from data.errors import UserError, nearest
 from train import signals
+
+if TYPE_CHECKING:
+    from train.config import RunConfig
 
 log = logging.getLogger("train")
 
@@ -22,8 +26,15 @@ examples:
   python -m train configs/sst2.yaml data.train=sst2/train.parquet optim.lr=3e-5 epochs=2
   torchrun --nproc-per-node 2 -m train configs/sst2.yaml                  several CPU processes or GPUs
   accelerate launch --config_file accelerate_configs/ddp.yaml -m train configs/sst2.yaml
+  python -m train pretrain.yaml adapt.yaml classify.yaml                  three stages, one after the other
 
 Run the same command again after an interruption: it goes on from the newest checkpoint in `output`.
+
+stages:
+  Several configs are run in order, each with an `output` of its own. ${previous} in one (as in `model: {path:
+  "${previous}"}`) is the model that the one before exports. All are checked before the first begins; one that is
+  finished is not run again. key=value changes all of them, NAME:key=value the one whose file is NAME.yaml, and
+  wins over the former: `batch_size=64 classify:optim.lr=1e-4`.
 """
 
 
@@ -58,46 +69,54 @@ def _still_alone() -> bool:
 
 def _run(options: argparse.Namespace, *, speaks: bool) -> int:
     """Do what is asked for. All that can be refused before the slow imports is refused before them."""
-    from train import config, output
-    from train.idle import idle_keys
+    from train import config, stages
 
     if options.schema:
         print(json.dumps(config.schema(), indent=1))
         return 0
-    if options.config is None or ("=" in options.config and not os.path.exists(options.config)):
+    files, assignments = _split(options.arguments)
+    anyway: bool = options.resume_anyway
+    found = stages.read(files, assignments, resume_anyway=anyway)
+
+    def run(settings: RunConfig) -> int:
+        signals.install()  # a scheduler may signal a process that has just begun
+
+        from train.run import run  # the slow imports: torch, transformers, accelerate, datasets
+
+        return run(settings, resume_anyway=anyway)
+
+    return stages.carry_out(found, run, resume_anyway=anyway, speaks=speaks)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the config files and the key=value pairs of a command line. What looks like neither is no file."""
+    assigned = ["=" in argument and not os.path.exists(argument) for argument in arguments]
+    if not arguments or assigned[0]:
         raise UserError("name a config file first, such as configs/quickstart.yaml; --help shows more")
-    settings = config.read(options.config, options.overrides)
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world.isdecimal() and settings.batch_size < int(world):
-        raise UserError(
-            f"batch_size: {settings.batch_size} examples cannot be shared by {world} processes; "
-            "raise it, or start fewer"
-        )
-    if output.claim(settings, resume_anyway=options.resume_anyway):
-        if speaks:
-            print(f"this run is finished; its results are in {settings.output}")
-        return 0
-    for line in idle_keys(settings) if speaks else ():
-        log.warning("%s; it has no effect", line)
-    signals.install()  # a scheduler may signal a process that has just begun
-
-    from train.run import run  # the slow imports: torch, transformers, accelerate, datasets
-
-    return run(settings, resume_anyway=options.resume_anyway)
+    files, assignments = [arguments[0]], list[str]()
+    for argument, is_assigned in zip(arguments[1:], assigned[1:], strict=True):
+        is_file = not is_assigned and (argument.endswith((".yaml", ".yml")) or os.path.exists(argument))
+        (files if is_file else assignments).append(argument)
+    return files, assignments
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
+        usage="%(prog)s CONFIG [CONFIG…] [key=value…] [--resume-anyway] [--traceback] [--schema]",
         description="Fine-tune a pretrained model: a run is a pure function of its config.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="YAML file of the run")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="changes to the config, such as optim.lr=3e-5"
+        "arguments",
+        nargs="*",
+        metavar="CONFIG, key=value",
+        help="YAML file of the run, or of each stage in order; changes to the config, such as optim.lr=3e-5",
     )
-    parser.add_argument("--resume-anyway", action="store_true", help="go on although config or data have changed")
+    parser.add_argument(
+        "--resume-anyway", action="store_true", help="go on although config, data or starting model changed"
+    )
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the config")
     return parser

@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from data.errors import UserError
-from train import manifest
+from train import manifest, weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -39,6 +39,8 @@ class State:
     """The last update after which there was an evaluation."""
     data: str = ""
     """Fingerprint of the encoded training data: positions mean nothing without it."""
+    started_from: str = ""
+    """sha256 of the weights of the starting model; empty if there were none, or none on this machine."""
     seconds: float = 0.0
     tokens: int = 0
     computed: int = 0
@@ -183,6 +185,19 @@ class Checkpoints:
                 "meaning. Bring them back, choose another output folder, or go on with --resume-anyway"
             )
         self.state.data = fingerprint
+
+    def check_start(self, path: str | None, revision: str | None, *, anyway: bool) -> None:
+        """Refuse to go on with another starting model than the run began with. The main process reads its weights."""
+        found = [weights.fingerprint(path, revision) if self.accelerator.is_main_process else None]
+        broadcast_object_list(found)
+        then, now = self.state.started_from, found[0] or ""
+        if then and now not in ("", then):
+            problem = weights.changed(path, then, now, self.folder.parent)
+            if not anyway:
+                raise UserError(problem)
+            if self.accelerator.is_main_process:
+                log.warning("%s (given)", problem)
+        self.state.started_from = then or now  # what it did start from, whatever is there today
 
     def _newest(self) -> int | None:
         for leftover in [*self.folder.glob(".*.writing"), *self.folder.glob(".*.replaced")]:  # of a kill

@@ -101,12 +101,12 @@ class RunConfig(Section):
         return self.model_dump(mode="json")
 
 
-def read(file: str, assignments: Sequence[str]) -> RunConfig:
-    """Return the config in `file` with `key=value` on top of it.
+def read(file: str, assignments: Sequence[str], previous: str | None = None) -> RunConfig:
+    """Return the config in `file` with `key=value` on top of it, and `previous` where it says `${previous}`.
 
     Raises `UserError` with all problems at once: dotted key, value, what is allowed, the nearest name.
     """
-    content, problems = overrides.load(file, assignments)
+    content, problems = overrides.load(file, assignments, previous)
     return validate(content, file, problems)
 
 

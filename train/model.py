@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from data import package
 from data.errors import UserError, nearest
 from data.order import derive
 from data.section import Section
+from train.weights import digest
 
 if TYPE_CHECKING:
     import torch
@@ -114,9 +114,7 @@ def _check_hash(folder: Path, expected: str) -> None:
         raise UserError(
             f"model.sha256 is given, but {weights} is no local file; leave the key out for models of the Hub"
         )
-    with weights.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != expected:
+    if (found := digest(weights)) != expected:
         raise UserError(f"{weights} is not the model that the config names: its sha256 is {found}, not {expected}")
 
 

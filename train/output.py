@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from pathlib import Path
 
@@ -9,10 +11,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from data.errors import UserError
+from train import weights
 from train.config import RunConfig, changes, validate
 from train.files import write
 
+log = logging.getLogger("train")
+
 DONE = "DONE"
+MODEL = "model"
+RESULT = "result.json"
 
 
 def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
@@ -45,6 +52,25 @@ def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
             + "\nGive the values back, choose another output, or go on all the same with --resume-anyway"
         )
     return (output / DONE).exists() and not different
+
+
+def check_start(config: RunConfig, *, resume_anyway: bool) -> None:
+    """Refuse to take a run for finished whose starting model has changed since; with `resume_anyway` only say so.
+
+    Reads the weights on every process: before a run there is no process group in which one could tell the others.
+    """
+    try:
+        result = json.loads((Path(config.output) / RESULT).read_text(encoding="utf-8"))
+        then = result["started_from"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):  # removed, or of a version that did not record it
+        return
+    now = weights.fingerprint(config.model.path, config.model.revision) if then else None
+    if now in (None, then):  # what is gone has not changed
+        return
+    problem = weights.changed(config.model.path, then, str(now), Path(config.output))
+    if not resume_anyway:
+        raise UserError(problem)
+    log.warning("%s (given)", problem)
 
 
 def begin(config: RunConfig) -> FileLock:

@@ -12,14 +12,18 @@ SECRETS = ("hub_token",)
 """Top-level keys whose value no message shows."""
 
 
-def load(file: str, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+PREVIOUS = "previous"
+"""`${previous}`: the model of the stage before."""
+
+
+def load(file: str, overrides: Sequence[str], previous: str | None = None) -> tuple[dict[str, Any], list[str]]:
     """Return the contents of a YAML file with `key=value` on top, and what is wrong with the overrides.
 
-    A value replaces what was there, mappings too; `${key}` and `${oc.env:NAME}` are filled in last. An override that
-    is wrong is left out. Raises `UserError`, with the line, for a file that is no YAML mapping.
+    A value replaces what was there, mappings too; `${key}`, `${previous}` and `${oc.env:NAME}` are filled in last. An
+    override that is wrong is left out. Raises `UserError`, with the line, for a file that is no YAML mapping.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
     content, problems = _read(file), []
     for override in overrides:
@@ -30,11 +34,18 @@ def load(file: str, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]
             _put(content, key, _value(key, text))
         except UserError as error:
             problems.append(str(error))
+    names = {} if previous is None or PREVIOUS in content else {PREVIOUS: previous}
     try:
-        return dict(OmegaConf.to_container(OmegaConf.create(content), resolve=True)), problems  # type: ignore[arg-type]
+        resolved = OmegaConf.to_container(OmegaConf.create({**content, **names}), resolve=True)
+        return {key: value for key, value in dict(resolved).items() if key not in names}, problems  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
         reason = "the ${...} in it cannot be filled in" if _secret(key) else str(error).splitlines()[0]
+        if isinstance(error, InterpolationKeyError) and f"'{PREVIOUS}'" in reason:
+            reason = (
+                "${previous} is the model of the stage before, and no config stands before this one. Name those of "
+                f"the stages before it first, as in: python -m train BEFORE.yaml {file}; or say where: {key}=FOLDER"
+            )
         raise UserError(f"{file}: {key}: {reason}") from None  # what it comes from may hold a secret
 
 
@@ -53,7 +64,9 @@ def _read(file: str) -> dict[str, Any]:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{file}{where}: {error.problem}; mend the YAML there or just above") from None
+        line = Path(file).read_text(encoding="utf-8").splitlines()[mark.line :][:1] if mark else []
+        quotes = "; between { } and [ ], ${...} stands in quotes" if "${" in "".join(line) else ""
+        raise UserError(f"{file}{where}: {error.problem}; mend the YAML there or just above{quotes}") from None
     except OmegaConfBaseException as error:
         key = str(error.full_key or "")
         raise UserError(f"{file}: {key}: {'not readable' if _secret(key) else str(error).splitlines()[0]}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,8 +13,13 @@ from train.config import RunConfig
 from train.tasks.base import Task
 
 
-def results(figures: Mapping[str, float], state: State, *, examples: int, world: int, precision: str) -> dict[str, Any]:
-    """Return the contents of result.json. `seconds` and tokens are those of training, over all resumptions."""
+def results(
+    figures: Mapping[str, float], state: State, *, path: str | None, examples: int, world: int, precision: str
+) -> dict[str, Any]:
+    """Return the contents of result.json. `seconds` and tokens are those of training, over all resumptions.
+
+    `path` is the starting model's.
+    """
     return {
         "metrics": dict(figures),
         "updates": state.update,
@@ -24,6 +30,7 @@ def results(figures: Mapping[str, float], state: State, *, examples: int, world:
         "world_size": world,
         "precision": precision,
         "best_update": state.best_update or None,
+        "started_from": {"path": path, "sha256": state.started_from or None},
     }
 
 
@@ -35,7 +42,7 @@ def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates
         "base_model": config.model.path,
         "tags": ["lockstep"],
     }
-    if ":" in config.model.path or config.model.path.startswith((".", "/")):
+    if ":" in config.model.path or Path(config.model.path).exists():
         del head["base_model"]  # the Hub accepts only its own names there
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items())
     return f"""---

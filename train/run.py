@@ -55,6 +55,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     if newest is not None:
         checkpoints.load(newest)
     checkpoints.check_data(ingredients.splits["train"].fingerprint, anyway=resume_anyway)
+    checkpoints.check_start(config.model.path, config.model.revision, anyway=resume_anyway)
     tracker = Tracker(accelerator, Path(config.output), config.tracking, config.dump(), checkpoints.state.update)
     journal = Journal(
         tracker, learner, batches.encoded, Path(config.output), checkpoints.state,
@@ -209,6 +210,7 @@ def _finish(
     result = report.results(
         figures,
         state,
+        path=config.model.path,
         examples=order.examples_until(state.update),
         world=accelerator.num_processes,
         precision=ingredients.precision,
@@ -217,8 +219,8 @@ def _finish(
         for role, evaluator in evaluators.items():
             files.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
         net = accelerator.unwrap_model(learner.model)
-        export(net, ingredients.tokenizer, folder / "model", card, weights)
-        files.write_json(folder / "result.json", result)
+        export(net, ingredients.tokenizer, folder / output.MODEL, card, weights)
+        files.write_json(folder / output.RESULT, result)
         if not checkpoints.failed:
             files.write(folder / output.DONE, "")
     except Exception as error:  # disk full, no permission: several libraries, several kinds

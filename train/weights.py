@@ -1,0 +1,69 @@
+"""The weights that a run starts from: where they lie on this machine, and the hash by which they are known again."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from data import package
+from data.errors import UserError
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Beside the parts of weights that are split."""
+
+
+def fingerprint(path: str | None, revision: str | None = None) -> str | None:
+    """Return the sha256 of the weights at a model's path, or None if there are none on this machine.
+
+    Of model.safetensors or, where they are split, of the list of the parts' hashes: what
+    `sha256sum model-*-of-*.safetensors | sha256sum` prints. Of a model of the Hub, those in the cache are read.
+    """
+    try:
+        folder = _folder(path, revision) if path else None
+        if folder is None:
+            return None
+        if (folder / WHOLE).is_file():
+            return digest(folder / WHOLE)
+        parts = sorted(folder.glob("model-*-of-*.safetensors"))
+        listed = "".join(f"{digest(part)}  {part.name}\n" for part in parts)
+        return hashlib.sha256(listed.encode()).hexdigest() if parts else None
+    except (OSError, UserError):  # told by those who load them
+        return None
+
+
+def digest(file: Path) -> str:
+    """Return the sha256 of a file. This process reads it once, unless it changes."""
+    about = file.stat()
+    return _digest(file, about.st_size, about.st_mtime_ns)
+
+
+def changed(path: str | None, then: str, now: str, output: Path) -> str:
+    """Say that the run in `output` started from other weights than those at `path`, and what can be done."""
+    return (
+        f"model.path: the weights of {path} are not those that the run in {output} started from: their sha256 is "
+        f"{now}, then it was {then}. Bring them back, or delete the folder {output} to train anew, or go on all the "
+        "same with --resume-anyway"
+    )
+
+
+@cache
+def _digest(file: Path, size: int, changed_ns: int) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _folder(path: str, revision: str | None) -> Path | None:
+    """Return the local folder, or that of the Hub's cache. Goes to no network."""
+    folder = Path(package.resolve(path))
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import try_to_load_from_cache  # 0.1 s
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = [try_to_load_from_cache(path, name, revision=revision) for name in (WHOLE, INDEX)]
+    except HFValidationError:  # no name of the Hub: a folder that is gone
+        return None
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
