@@ -1,16 +1,19 @@
 """A process of a distributed test: carries out runs that a JSON file lists, one after the other, in one process group.
 
-torchrun starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file}, ...].
+torchrun starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file}, ...]; with
+"files" instead of "config", the stages of a command.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train import run, signals, update
+from train import run, signals, stages, update
 from train.config import validate
 
 
@@ -52,12 +55,48 @@ def carry_out(
         signals.stopping = asked
 
 
+def carry_out_stages(
+    files: Sequence[str],
+    assignments: Sequence[str] = (),
+    stop_after: int | None = None,
+    resume_anyway: bool = False,
+) -> int:
+    """Run stages as the command line does, and return the exit code.
+
+    Ask them to stop during the `stop_after`-th update of this call, on the last process only.
+    """
+    begun = [0]
+    real, asked = update.Learner.update, signals.stopping
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+
+    def counted(self: update.Learner, number: int, batch: Any) -> update.Report:
+        begun[0] += 1
+        return real(self, number, batch)
+
+    update.Learner.update = counted  # type: ignore[method-assign]
+    signals.stopping = lambda: stop_after is not None and begun[0] >= stop_after and rank == world - 1
+    try:
+        found = stages.read(files, assignments, resume_anyway=resume_anyway)
+        return stages.carry_out(
+            found,
+            lambda config: run.run(config, resume_anyway=resume_anyway),
+            resume_anyway=resume_anyway,
+            speaks=rank == 0,
+        )
+    finally:
+        update.Learner.update = real  # type: ignore[method-assign]
+        signals.stopping = asked
+
+
 def main() -> None:
     """Carry out every run of the list, each from a fresh Accelerator but in the same process group."""
     from accelerate.state import AcceleratorState, GradientState
 
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        code = carry_out(job["config"], job.get("stop_after"), job.get("record"), tuple(job.get("poison", ())))
+        if "files" in job:
+            code = carry_out_stages(job["files"], (), job.get("stop_after"))
+        else:
+            code = carry_out(job["config"], job.get("stop_after"), job.get("record"), tuple(job.get("poison", ())))
         assert code == job.get("code", 0), f"exit code {code}"
         AcceleratorState._reset_state()
         GradientState._reset_state()

@@ -190,14 +190,9 @@ class Checkpoints:
         """Refuse to go on with another starting model than the run began with. The main process reads its weights."""
         found = [weights.fingerprint(path, revision) if self.accelerator.is_main_process else None]
         broadcast_object_list(found)
-        then, now = self.state.started_from, found[0] or ""
-        if then and now not in ("", then):
-            problem = weights.changed(path, then, now, self.folder.parent)
-            if not anyway:
-                raise UserError(problem)
-            if self.accelerator.is_main_process:
-                log.warning("%s (given)", problem)
-        self.state.started_from = then or now  # what it did start from, whatever is there today
+        then, now, output = self.state.started_from, found[0], self.folder.parent
+        weights.check_same(path, then, now, output, anyway=anyway, speaks=self.accelerator.is_main_process)
+        self.state.started_from = then or now or ""  # what it did start from, whatever is there today
 
     def _newest(self) -> int | None:
         for leftover in [*self.folder.glob(".*.writing"), *self.folder.glob(".*.replaced")]:  # of a kill

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from data.errors import UserError
 from train import weights
 from train.config import RunConfig, changes, validate
 from train.files import write
-
-log = logging.getLogger("train")
 
 DONE = "DONE"
 MODEL = "model"
@@ -54,23 +51,18 @@ def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
     return (output / DONE).exists() and not different
 
 
-def check_start(config: RunConfig, *, resume_anyway: bool) -> None:
-    """Refuse to take a run for finished whose starting model has changed since; with `resume_anyway` only say so.
+def check_start(config: RunConfig, *, resume_anyway: bool, speaks: bool) -> None:
+    """Refuse to take a run for finished whose starting model has changed since.
 
     Reads the weights on every process: before a run there is no process group in which one could tell the others.
     """
+    output, model = Path(config.output), config.model
     try:
-        result = json.loads((Path(config.output) / RESULT).read_text(encoding="utf-8"))
-        then = result["started_from"]["sha256"]
+        then = json.loads((output / RESULT).read_text(encoding="utf-8"))["started_from"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError):  # removed, or of a version that did not record it
         return
-    now = weights.fingerprint(config.model.path, config.model.revision) if then else None
-    if now in (None, then):  # what is gone has not changed
-        return
-    problem = weights.changed(config.model.path, then, str(now), Path(config.output))
-    if not resume_anyway:
-        raise UserError(problem)
-    log.warning("%s (given)", problem)
+    now = weights.fingerprint(model.path, model.revision) if then else None
+    weights.check_same(model.path, then, now, output, anyway=resume_anyway, speaks=speaks)
 
 
 def begin(config: RunConfig) -> FileLock:

@@ -68,7 +68,7 @@ def carry_out(stages: Sequence[Stage], run: Callable[[RunConfig], int], *, resum
             print(f"stage {number}/{len(stages)}  {stage.file} → {stage.config.output}", flush=True)
         try:
             if output.claim(stage.config, resume_anyway=resume_anyway):  # may have changed since it was read
-                output.check_start(stage.config, resume_anyway=resume_anyway)
+                output.check_start(stage.config, resume_anyway=resume_anyway, speaks=speaks)
                 if speaks:
                     print(f"this run is finished; its results are in {stage.config.output}", flush=True)
                 continue

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import cache
 from pathlib import Path
 
 from data import package
 from data.errors import UserError
+
+log = logging.getLogger("train")
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,13 +42,27 @@ def digest(file: Path) -> str:
     return _digest(file, about.st_size, about.st_mtime_ns)
 
 
-def changed(path: str | None, then: str, now: str, output: Path) -> str:
-    """Say that the run in `output` started from other weights than those at `path`, and what can be done."""
-    return (
+def check_same(
+    path: str | None, then: str | None, now: str | None, output: Path, *, anyway: bool, speaks: bool
+) -> None:
+    """Refuse to take the run in `output` for one from the weights at `path`, if it started from others.
+
+    `then` and `now` are their fingerprints; weights that are not known, or gone, have not changed. `anyway`: only say
+    so, if this process `speaks`.
+    """
+    if not then or not now or then == now:
+        return
+    problem = (
         f"model.path: the weights of {path} are not those that the run in {output} started from: their sha256 is "
-        f"{now}, then it was {then}. Bring them back, or delete the folder {output} to train anew, or go on all the "
-        "same with --resume-anyway"
+        f"{now}, then it was {then}"
     )
+    if not anyway:
+        raise UserError(
+            f"{problem}. Bring them back, or delete the folder {output} to train anew, or go on all the same with "
+            "--resume-anyway"
+        )
+    if speaks:
+        log.warning("%s; this run keeps what it has learned from those", problem)
 
 
 @cache
