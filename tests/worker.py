@@ -1,7 +1,7 @@
 """A process of a distributed test: carries out runs that a JSON file lists, one after the other, in one process group.
 
 torchrun starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file}, ...]; with
-"files" instead of "config", the stages of a command.
+"files" instead of "config", the stages of a command; with "refused", a part of the message with which it must end.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data.errors import UserError
 from train import run, signals, stages, update
 from train.config import validate
 
@@ -65,6 +66,10 @@ def carry_out_stages(
 
     Ask them to stop during the `stop_after`-th update of this call, on the last process only.
     """
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
     begun = [0]
     real, asked = update.Learner.update, signals.stopping
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -93,11 +98,14 @@ def main() -> None:
     from accelerate.state import AcceleratorState, GradientState
 
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        if "files" in job:
-            code = carry_out_stages(job["files"], (), job.get("stop_after"))
-        else:
-            code = carry_out(job["config"], job.get("stop_after"), job.get("record"), tuple(job.get("poison", ())))
-        assert code == job.get("code", 0), f"exit code {code}"
+        try:
+            if "files" in job:
+                code = carry_out_stages(job["files"], (), job.get("stop_after"))
+            else:
+                code = carry_out(job["config"], job.get("stop_after"), job.get("record"), tuple(job.get("poison", ())))
+            assert "refused" not in job and code == job.get("code", 0), f"exit code {code}"
+        except UserError as error:
+            assert "refused" in job and job["refused"] in str(error), error
         AcceleratorState._reset_state()
         GradientState._reset_state()
 
