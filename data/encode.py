@@ -52,7 +52,7 @@ class Encoder(Protocol):
         """Return the features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count).
 
         An example a row, or several, or one for several: then `row` says, for each example, the place in `rows` of the
-        (first) row that it comes from.
+        (first) row that it comes from; and `rows`, a list, those of all its parts.
         """
 
 
@@ -61,7 +61,7 @@ class Encoded:
     """The encoded examples of one role, memory-mapped. An example's id is its place here.
 
     `sizes` are the examples of each source; the column `row` is the place in its source, bad rows counted, of the row
-    that an example comes from (the first one, if from several).
+    that an example comes from (the first one, if from several; `rows`, where a task gives it, has them all).
     """
 
     dataset: Dataset
@@ -189,6 +189,8 @@ def _encoded(rows: Rows, work: _Work, start: int, notes: Notes) -> Iterator[pa.T
         places = features.pop("row", range(len(good)))
         if not len(places):
             continue
+        if "rows" in features:
+            features["rows"] = [[start + first + good[place] for place in several] for several in features["rows"]]
         notes["examples"] += len(places)
         notes["longest"] += int(np.count_nonzero(np.array(features["length"]) >= work.max_length))
         yield _table({"row": [start + first + good[place] for place in places], **features})
@@ -243,8 +245,9 @@ def _table(columns: dict[str, list[Any]]) -> pa.Table:
 
     arrays = {name: pa.array(values) for name, values in columns.items()}
     small = {pa.int64(): pa.int32(), **dict.fromkeys((pa.list_(pa.int64()), pa.list_(pa.null())), pa.list_(pa.int32()))}
-    return pa.table({name: array.cast(small.get(array.type, array.type)) if name != "row" else array.cast(pa.int64())
-                     for name, array in arrays.items()})  # fmt: skip
+    large = {"row": pa.int64(), "rows": pa.list_(pa.int64())}
+    types = {name: large.get(name, small.get(array.type, array.type)) for name, array in arrays.items()}
+    return pa.table({name: array.cast(types[name]) for name, array in arrays.items()})
 
 
 def _array(column: pa.ChunkedArray) -> Any:

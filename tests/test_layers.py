@@ -19,6 +19,7 @@ LAYERS: dict[str, float] = {
     "data.order": -5,
     "data.plan": -5,
     "data.collate": -5,
+    "data.packing": -5,
     "data.cache": -5,
     "data.package": -5,
     "data.text_files": -4,

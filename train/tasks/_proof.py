@@ -1,0 +1,130 @@
+"""Proofs, by trying it, that a model computes what causal language modelling takes for granted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ROWS = ((9, 6, 5), (4, 13, 3))
+"""Tokens of the documents of two packed rows: two, since some attention kernels know packing only in a batch of one."""
+
+REMEDY = "Set task.packing=none (a document a row, padded) or concatenate (one stream, attention across documents)"
+
+
+def prove_causal(model: nn.Module) -> None:
+    """Raise `UserError` if what comes after a token (padding, the rest of the text) changes its logits."""
+    document, rest = _documents(model)[:2]
+    with _trying(model, "Choose another model, or another precision"):
+        alone, followed = _logits(model, [document]), _logits(model, [document, rest])
+    difference = _difference(alone, followed[: len(document)])
+    if not difference <= _tolerance(alone):
+        raise UserError(
+            f"{_name(model)} is not causal: what comes after a token changes its logits by {difference:.2g}, so it "
+            "would learn to read what it should predict. Choose a causal model (one of the BERT family becomes one "
+            "with model.config={is_decoder: true}), or the task masked_lm"
+        )
+
+
+def prove_isolated(model: nn.Module) -> None:
+    """Raise `UserError` unless documents of one row, told apart by their positions, are as if each were alone.
+
+    Packed logits must equal separate logits, and a change of each row's first document must change nothing in the
+    others: in the model's own dtype and attention. That a leak would be seen is proved too: a token must be seen to
+    matter to those after it in its document.
+    """
+    documents, instead = _documents(model), _documents(model, seed=1)
+    firsts = [0, len(ROWS[0])]
+    changed = [instead[place] if place in firsts else document for place, document in enumerate(documents)]
+    with _trying(model, REMEDY):
+        alone = [_logits(model, [document]) for document in documents]
+        packed, beside = _packed(model, documents), _packed(model, changed)
+        probe = documents[0].clone()
+        probe[0] = instead[0][0]
+        effect = _difference(_logits(model, [probe])[1:], alone[0][1:])
+    leak = max(_difference(one, other) for one, other in zip(packed, alone, strict=True))
+    for place in set(range(len(documents))) - set(firsts):
+        leak = max(leak, _difference(packed[place], beside[place]))
+    allowed = max(map(_tolerance, alone))
+    if not leak <= allowed:
+        raise UserError(
+            f"task.packing=documents: {_name(model)} does not keep the documents of a row apart: packed or alone, and "
+            f"beside this or that document, their logits differ by {leak:.2g} ({allowed:.1g} is rounding). {REMEDY}"
+        )
+    if not effect > 10 * allowed:
+        raise UserError(
+            f"task.packing=documents: with {_name(model)} it cannot be proved that the documents of a row are kept "
+            f"apart, because a token changes the logits after it by {effect:.2g} only. {REMEDY}"
+        )
+
+
+def _documents(model: Any, seed: int = 0) -> list[Tensor]:
+    """Return the documents of ROWS, one after the other: tokens from all over the vocabulary, (length,) each."""
+    import torch
+
+    embedding = model.get_input_embeddings().weight
+    generator = torch.Generator().manual_seed(seed)  # its own: training's is left alone
+    lengths = [length for row in ROWS for length in row]
+    ids = torch.randint(embedding.shape[0], (sum(lengths),), generator=generator).to(embedding.device)
+    return list(torch.split(ids, lengths))
+
+
+def _logits(model: nn.Module, documents: Sequence[Tensor]) -> Tensor:
+    """Return the logits (T, V) of documents in one row, as a task without packing computes them."""
+    import torch
+
+    logits: Tensor = model(input_ids=torch.cat(list(documents))[None], use_cache=False).logits[0]
+    return logits
+
+
+def _packed(model: nn.Module, documents: Sequence[Tensor]) -> list[Tensor]:
+    """Return the logits (length, V) of each document in the company of its row."""
+    import torch
+
+    ids = torch.cat(list(documents)).view(len(ROWS), -1)
+    positions = torch.cat([torch.arange(len(document)) for document in documents]).view_as(ids).to(ids.device)
+    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    return list(torch.split(logits.flatten(0, 1), [len(document) for document in documents]))
+
+
+@contextmanager
+def _trying(model: nn.Module, remedy: str) -> Iterator[None]:
+    """Compute without dropout, gradients or any trace; say so where the model cannot be called as the task does."""
+    import torch
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    except Exception as error:  # an argument it does not know, a kernel it lacks: many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"causal_lm: {_name(model)} could not be tried: {reason}. {remedy}") from error
+    finally:
+        model.train(training)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
+
+
+def _tolerance(logits: Tensor) -> float:
+    """Return what rounding may change in logits of this size: 7e-5 of the largest in fp32, 0.05 in bf16.
+
+    Rounding itself was 1e-6 in a GPT-2 and 8e-6 in a model of 24 layers. Not less in fp64: norms and rotations of many
+    models are fp32 in any dtype.
+    """
+    import torch
+
+    eps = max(torch.finfo(logits.dtype).eps, torch.finfo(torch.float32).eps)
+    return float(eps**0.6 * logits.abs().max())
+
+
+def _name(model: Any) -> str:
+    attention = getattr(model.config, "_attn_implementation", None)
+    return type(model).__name__ + (f" with attention {attention}" if attention else "")

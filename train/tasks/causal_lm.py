@@ -1,0 +1,251 @@
+"""Texts → the next token of each token: language modelling from left to right."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from data import packing
+from data.collate import pad
+from data.encode import Encoded, Features
+from data.source import Rows
+from train.tasks import _proof
+from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TEXTS = ("text", "document", "content", "sentence")
+PACKINGS = {"documents": packing.best_fit, "concatenate": packing.stream, "none": packing.apart}
+IGNORED = -100
+CHUNK = 2**24  # logits that one piece of the loss copies: 64 MB in fp32
+
+
+class Config(TaskConfig):
+    """Causal language modelling: its column, and how documents become rows."""
+
+    name: Literal["causal_lm"] = "causal_lm"
+    text: str | None = Field(None, description="Text column; a row is a document. Default: text, or the only one.")
+    packing: Literal["documents", "concatenate", "none"] = Field(
+        "documents",
+        description="documents: several whole ones fill a row, none sees another. concatenate: one stream cut into "
+        "full rows, with attention across documents. none: a row each. Longer ones than data.max_length are cut "
+        "into consecutive pieces, and nothing is lost.",
+    )
+
+
+@dataclass(frozen=True)
+class CausalLanguageModelling(Task):
+    """Every token but a document's first is predicted from the tokens before it, exactly once; the loss is their sum.
+
+    A document is its text between BOS and EOS, as far as the tokenizer has them (or puts its own there). Where it is
+    cut, the last token of a piece still predicts the first of the next, so that the cut decides only how far back a
+    token sees. With `concatenate` a document's first token is predicted as well, from the end of the document before;
+    a BOS that is the same as EOS is then left out, since that end says it already.
+    """
+
+    config: Config
+    text: str
+    bos: int | None
+    eos: int | None
+    padding: int
+    kind: Literal["next_tokens"] = "next_tokens"
+
+    @classmethod
+    def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> CausalLanguageModelling:
+        """Find the text column."""
+        features = rows[0].dataset.features
+        texts = [
+            name
+            for name, feature in features.items()
+            if "string" in str(getattr(feature, "dtype", "")) and not name.startswith("__")
+        ]
+        only = texts[0] if len(texts) == 1 else "text"
+        text = config.text or next((name for name in TEXTS if name in features), only)
+        check_columns(rows, [text], "task (choose the column with task.text)")
+        return cls(config, text, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The text column."""
+        return (self.text,)
+
+    @property
+    def identity(self) -> str:
+        """Column, tokens around a document, and how it is packed: by name and by code."""
+        return json.dumps([self.text, self.bos, self.eos, self.config.packing, inspect.getsource(packing)])
+
+    def __str__(self) -> str:
+        """Say what was found in the data, and what becomes of it."""
+        ends = [f"{name} {token}" for name, token in (("BOS", self.bos), ("EOS", self.eos)) if token is not None]
+        marked = f"with {' and '.join(ends)}" if ends else "without BOS and EOS"
+        return f"causal language modelling: {self.text}, documents {marked}, packing {self.config.packing}"
+
+    @property
+    def model_class(self) -> str:
+        """Causal language models, recurrent ones too."""
+        return "AutoModelForCausalLM"
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """The tokens that documents begin and end with: generation is to do the same."""
+        return {"bos_token_id": self.bos, "eos_token_id": self.eos}
+
+    @property
+    def pipeline(self) -> str:
+        """It writes on from a text."""
+        return "text-generation"
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        """Per token and, comparable between tokenizers, per byte."""
+        return ("perplexity", "bits_per_byte")
+
+    def check_model(self, model: nn.Module) -> None:
+        """Prove that later tokens have no influence and, with packing=documents, that other documents have none."""
+        _proof.prove_causal(model)
+        if self.config.packing == "documents":
+            _proof.prove_isolated(model)
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """A document must be a text, and not empty."""
+        if not isinstance(row[self.text], str):
+            return f"{self.text!r} must be text, not {row[self.text]!r}"
+        return None if row[self.text].strip() else f"{self.text!r} is empty"
+
+    def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """Tokenize documents and pack them into rows of `max_length`, as far as these rows go.
+
+        input_ids   the tokens taken in; each predicts the next one
+        pieces      positions of each document in the row; `rows` says which documents these are
+        following   for each piece the token that its last position predicts, which need not stand in the row
+        bytes       of the texts (UTF-8) that begin in the row
+        A document of one token predicts nothing and is left out: only a tokenizer with neither BOS nor EOS makes one.
+        """
+        texts = rows[self.text]
+        encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+        taken, predicted = self._positions(encoded["input_ids"])
+        packed = PACKINGS[self.config.packing]([len(tokens) for tokens in predicted], max_length)
+        lengths = [sum(piece.stop - piece.start for piece in row) for row in packed]
+        return {
+            "input_ids": [
+                [token for document, start, stop in row for token in taken[document][start:stop]] for row in packed
+            ],
+            "pieces": [[piece.stop - piece.start for piece in row] for row in packed],
+            "following": [[predicted[piece.document][piece.stop - 1] for piece in row] for row in packed],
+            "bytes": [sum(len(texts[piece.document].encode()) for piece in row if piece.start == 0) for row in packed],
+            "length": lengths,
+            "targets": lengths,
+            "row": [row[0].document for row in packed],
+            "rows": [[piece.document for piece in row] for row in packed],
+        }
+
+    def _positions(self, documents: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the tokens that each document takes in, and those that it predicts at the same positions."""
+        concatenate = self.config.packing == "concatenate"
+        begin = [] if self.bos is None or (concatenate and self.bos == self.eos) else [self.bos]
+        end = [] if self.eos is None else [self.eos]
+        taken, predicted = [], []
+        before: list[int] = []
+        for ids in documents:
+            first, last = 0, len(ids)
+            while first < last and ids[first] == self.bos:  # its tokenizer, or its author, has begun it already
+                first += 1
+            while first < last and ids[last - 1] == self.eos:
+                last -= 1
+            tokens = [*before, *begin, *ids[first:last], *end]
+            taken.append(tokens[:-1])
+            predicted.append(tokens[1:])
+            before = tokens[-1:] if concatenate else []
+        return taken, predicted
+
+    def collate(self, features: Features) -> dict[str, Tensor]:
+        """input_ids and labels, which stand where they are predicted: (B, T); pieces (B, P), 0 where a row has fewer.
+
+        With packing=documents also position_ids (B, T), which begin anew in each document, the padding being one more.
+        There is no attention mask: to a causal model padding on the right is what comes later, and a mask would switch
+        off the one that transformers makes from the positions.
+        """
+        import torch
+
+        sequences = features["input_ids"]
+        ids = pad(sequences, self.padding)
+        labels = np.full(ids.shape, IGNORED, dtype=np.int64)
+        positions = np.empty(ids.shape, dtype=np.int64)
+        for row, (tokens, pieces) in enumerate(zip(sequences, features["pieces"], strict=True)):
+            ends = pieces.cumsum()
+            size = len(tokens)
+            labels[row, : size - 1] = tokens[1:]
+            labels[row, ends - 1] = features["following"][row]
+            positions[row, :size] = np.arange(size) - np.repeat(ends - pieces, pieces)
+            positions[row, size:] = np.arange(ids.shape[1] - size)
+        tensors = {"input_ids": ids, "labels": torch.from_numpy(labels), "pieces": pad(features["pieces"], 0)}
+        return tensors | ({"position_ids": torch.from_numpy(positions)} if self.config.packing == "documents" else {})
+
+    def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+        """Cross entropy of all tokens that are predicted, in nats: summed."""
+        return self._losses(model, tensors).sum()
+
+    def _losses(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+        """Return the loss of each position, (B, T), 0 on padding. Not the model's own loss, which shifts labels."""
+        inputs = {name: tensors[name] for name in ("input_ids", "position_ids") if name in tensors}
+        return token_losses(model(**inputs, use_cache=False).logits, tensors["labels"])  # with a cache packing leaks
+
+    def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give the summed loss of each example (B,) and of each of its pieces (B, P)."""
+        import torch
+
+        losses, pieces = self._losses(model, tensors), tensors["pieces"]
+        places = torch.arange(losses.shape[1], device=losses.device).expand_as(losses).contiguous()
+        piece = torch.searchsorted(pieces.cumsum(1), places, right=True)
+        belongs = piece[:, None] == torch.arange(pieces.shape[1], device=losses.device)[:, None]  # (B, P, T)
+        return {"loss": losses.sum(1), "losses": (losses[:, None] * belongs).sum(2)}
+
+    def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
+        """losses, in nats, targets, and bytes of the texts that begin in it: of each example (n,)."""
+        return {"losses": found["loss"], "targets": encoded.column("targets"), "bytes": encoded.column("bytes")}
+
+    def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
+        """A line a document: its loss, summed over all its pieces, and how many tokens were predicted."""
+        places, table = encoded.places(), encoded.dataset.data
+        totals: dict[tuple[int, int], tuple[float, int]] = {}
+        for place, losses, rows, pieces in zip(
+            places, found["losses"].tolist(), table.column("rows").to_pylist(), table.column("pieces").to_pylist(),
+            strict=True,
+        ):  # fmt: skip
+            for loss, row, tokens in zip(losses, rows, pieces, strict=False):  # losses of other rows may be more
+                document = place.get("source", 0), row
+                before = totals.get(document, (0.0, 0))
+                totals[document] = before[0] + loss, before[1] + tokens
+        several = len(encoded.sizes) > 1
+        for (source, row), (loss, tokens) in sorted(totals.items()):
+            yield {**({"source": source} if several else {}), "row": row, "loss": loss, "tokens": tokens}
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the cross entropy (B, T), 0 where the label is -100, of logits (B, T, V); half precision in fp32.
+
+    Computed, and for the gradient computed again, in chunks of tokens: besides the logits and their gradient there is
+    never a third tensor of their size.
+    """
+    import torch
+    from torch.nn import functional
+    from torch.utils.checkpoint import checkpoint
+
+    def of(logits: Tensor, labels: Tensor) -> Tensor:
+        exact = logits.float() if logits.dtype.itemsize < 4 else logits
+        return functional.cross_entropy(exact, labels, reduction="none", ignore_index=IGNORED)
+
+    size = max(1, CHUNK // logits.shape[-1])
+    chunks = zip(torch.split(logits.flatten(0, 1), size), torch.split(labels.flatten(), size), strict=True)
+    parts = [checkpoint(of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.cat(parts).view_as(labels)
+
+
+task = CausalLanguageModelling
