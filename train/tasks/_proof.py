@@ -56,7 +56,7 @@ def prove_isolated(model: nn.Module) -> None:
             f"task.packing=documents: {_name(model)} does not keep the documents of a row apart: packed or alone, and "
             f"beside this or that document, their logits differ by {leak:.2g} ({allowed:.1g} is rounding). {REMEDY}"
         )
-    if not effect > 10 * allowed:
+    if not effect > 3 * allowed:
         raise UserError(
             f"task.packing=documents: with {_name(model)} it cannot be proved that the documents of a row are kept "
             f"apart, because a token changes the logits after it by {effect:.2g} only. {REMEDY}"

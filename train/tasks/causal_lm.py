@@ -16,7 +16,7 @@ from data.collate import pad
 from data.encode import Encoded, Features
 from data.source import Rows
 from train.tasks import _proof
-from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns
+from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, pieces
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -178,15 +178,28 @@ class CausalLanguageModelling(Task):
         ids = pad(sequences, self.padding)
         labels = np.full(ids.shape, IGNORED, dtype=np.int64)
         positions = np.empty(ids.shape, dtype=np.int64)
-        for row, (tokens, pieces) in enumerate(zip(sequences, features["pieces"], strict=True)):
-            ends = pieces.cumsum()
+        for row, (tokens, sizes) in enumerate(zip(sequences, features["pieces"], strict=True)):
+            ends = sizes.cumsum()
             size = len(tokens)
             labels[row, : size - 1] = tokens[1:]
             labels[row, ends - 1] = features["following"][row]
-            positions[row, :size] = np.arange(size) - np.repeat(ends - pieces, pieces)
+            positions[row, :size] = np.arange(size) - np.repeat(ends - sizes, sizes)
             positions[row, size:] = np.arange(ids.shape[1] - size)
         tensors = {"input_ids": ids, "labels": torch.from_numpy(labels), "pieces": pad(features["pieces"], 0)}
         return tensors | ({"position_ids": torch.from_numpy(positions)} if self.config.packing == "documents" else {})
+
+    def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
+        """Each document of the row on lines of its own; all but its first token is learned."""
+        import torch
+
+        found: list[tuple[str, str | None]] = []
+        start = 0
+        for size in tensors["pieces"][0].tolist():
+            ids = torch.cat([tensors["input_ids"][0, start : start + 1], tensors["labels"][0, start : start + size]])
+            first, *others = pieces(ids, tokenizer)
+            found += [(first, None), *((piece, piece.strip()) for piece in others), ("\n", None)]
+            start += size
+        return found
 
     def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
         """Cross entropy of all tokens that are predicted, in nats: summed."""
@@ -201,10 +214,10 @@ class CausalLanguageModelling(Task):
         """Give the summed loss of each example (B,) and of each of its pieces (B, P)."""
         import torch
 
-        losses, pieces = self._losses(model, tensors), tensors["pieces"]
+        losses, sizes = self._losses(model, tensors), tensors["pieces"]
         places = torch.arange(losses.shape[1], device=losses.device).expand_as(losses).contiguous()
-        piece = torch.searchsorted(pieces.cumsum(1), places, right=True)
-        belongs = piece[:, None] == torch.arange(pieces.shape[1], device=losses.device)[:, None]  # (B, P, T)
+        piece = torch.searchsorted(sizes.cumsum(1), places, right=True)
+        belongs = piece[:, None] == torch.arange(sizes.shape[1], device=losses.device)[:, None]  # (B, P, T)
         return {"loss": losses.sum(1), "losses": (losses[:, None] * belongs).sum(2)}
 
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
@@ -213,16 +226,14 @@ class CausalLanguageModelling(Task):
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """A line a document: its loss, summed over all its pieces, and how many tokens were predicted."""
-        places, table = encoded.places(), encoded.dataset.data
+        table = encoded.dataset.data
+        parts = zip(table.column("rows").to_pylist(), table.column("pieces").to_pylist(), found["losses"], strict=True)
         totals: dict[tuple[int, int], tuple[float, int]] = {}
-        for place, losses, rows, pieces in zip(
-            places, found["losses"].tolist(), table.column("rows").to_pylist(), table.column("pieces").to_pylist(),
-            strict=True,
-        ):  # fmt: skip
-            for loss, row, tokens in zip(losses, rows, pieces, strict=False):  # losses of other rows may be more
+        for place, (rows, sizes, losses) in zip(encoded.places(), parts, strict=True):
+            for row, size, loss in zip(rows, sizes, losses.tolist(), strict=False):  # filled up to the longest row
                 document = place.get("source", 0), row
                 before = totals.get(document, (0.0, 0))
-                totals[document] = before[0] + loss, before[1] + tokens
+                totals[document] = before[0] + loss, before[1] + size
         several = len(encoded.sizes) > 1
         for (source, row), (loss, tokens) in sorted(totals.items()):
             yield {**({"source": source} if several else {}), "row": row, "loss": loss, "tokens": tokens}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,10 +13,11 @@ import pytest
 from data.errors import UserError
 from data.section import Section
 from train import metrics
-from train.metrics import Choice
+from train.metrics import Choice, Kind
 
 ROOT = Path(__file__).parents[3]
-LOCAL = ["accuracy", "f1", "matthews_correlation", "mse", "pearson", "precision", "recall", "roc_auc", "spearman"]
+CLASSIC = ["accuracy", "f1", "matthews_correlation", "mse", "pearson", "precision", "recall", "roc_auc", "spearman"]
+LOCAL = sorted([*CLASSIC, "bits_per_byte"])
 
 
 def outputs(kind: str, size: int = 200, classes: int = 3) -> dict[str, Any]:
@@ -61,9 +62,11 @@ def test_names_are_the_files() -> None:
 @pytest.mark.parametrize("name", LOCAL)
 def test_every_file_offers_what_the_contract_asks(name: str) -> None:
     module = metrics._module(name)
-    assert module.KINDS and set(module.KINDS) <= {"single_label", "multi_label", "regression"}
-    assert module.TAKES in ("predictions", "scores")
-    assert module.HIGHER_IS_BETTER is (name != "mse")
+    assert module.KINDS and set(module.KINDS) <= set(get_args(Kind))
+    if name in CLASSIC:
+        assert set(module.KINDS) <= {"single_label", "multi_label", "regression"}
+        assert module.TAKES in ("predictions", "scores")
+    assert module.HIGHER_IS_BETTER is (name not in ("mse", "bits_per_byte"))
     assert issubclass(module.Options, Section) and module.Options() and module.__doc__
     assert not {"name", "prefix"} & set(module.Options.model_fields)
 
