@@ -31,6 +31,7 @@ LAYERS: dict[str, float] = {
     "train.manifest": 0,
     "train.durations": 0,
     "train.hardware": 0,
+    "train.layers": 0,
     "train.tracking_feed": 0,
     "train.overrides": 0,
     "train.files": 0,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from data.errors import UserError
 from data.section import Section
-from train.durations import Duration
+from train.durations import Duration, Interval
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,6 +35,18 @@ class OptimConfig(Section):
     decay: Duration = Field("20%", description="wsd: length of the final linear decay.")
     power: float = Field(2.0, gt=0, allow_inf_nan=False, description="polynomial: the exponent.")
     min_lr_ratio: float = Field(0.0, ge=0, le=1, description="The schedule ends at lr times this.")
+    layer_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="The rate of a layer is that of the layer above times this; the head (final norm, pooler, output "
+        "layer, whatever is new) has lr, the top block lr x layer_decay, the embeddings the lowest. ULMFiT: 0.385.",
+    )
+    unfreeze: Interval | None = Field(
+        None,
+        description="At first only the head learns; after each such time so does the next layer below, the embeddings "
+        "last. ULMFiT: 1 epoch. null: all learn from the start.",
+    )
     weight_decay: float = Field(
         0.01, ge=0, allow_inf_nan=False, description="Not applied to biases and norms (parameters of one dimension)."
     )
@@ -44,17 +56,30 @@ class OptimConfig(Section):
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm; null: never.")
     max_nonfinite: int = Field(5, ge=1, description="Stop after so many updates in a row with a non-finite gradient.")
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether it matters which layer a parameter is of."""
+        return self.layer_decay < 1 or self.unfreeze is not None
 
-def build_optimizer(model: nn.Module, settings: OptimConfig) -> Optimizer:
-    """Return the optimizer over the trainable parameters, weights apart from biases and norms."""
+
+def build_optimizer(model: nn.Module, settings: OptimConfig, depths: Mapping[str, int] | None = None) -> Optimizer:
+    """Return the optimizer over the trainable parameters, weights apart from biases and norms.
+
+    `depths` (see `layers.depths`; {} is all 0) says how far below the head each named parameter is. Parameters of one
+    depth are one group, or two, with that `depth` among its keys.
+    """
     import torch
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    members: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            depth = depths[name] if depths else 0
+            members.setdefault((depth, parameter.ndim <= 1), []).append(parameter)
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": 0.0 if flat else settings.weight_decay, "depth": depth}
+        for (depth, flat), parameters in sorted(members.items(), key=lambda item: item[0])
     ]
-    groups = [group for group in groups if group["params"]]
+    trainable = [parameter for parameters in members.values() for parameter in parameters]
     if settings.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
         for parameter in trainable if settings.momentum else ():  # else the kernel takes memory as it finds it
@@ -84,6 +109,34 @@ def rate(settings: OptimConfig, updates: int, warmup: int, decay: int) -> Callab
         if number <= warmup and settings.schedule not in ("one_cycle", "slanted_triangular"):
             return settings.lr * number / warmup
         return settings.lr * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * shape(number - 1))
+
+    return at
+
+
+def scales(settings: OptimConfig, optimizer: Optimizer, every: int, updates: int) -> Callable[[int], list[float]]:
+    """Return each parameter group's part of the rate as a function of the update's number; 0: it does not learn yet.
+
+    Howard and Ruder, https://arxiv.org/abs/1801.06146: layer_decay ** depth (section 3.2: theirs is 1 / 2.6); with
+    `every` > 0 (section 3.3) a group of depth d learns only after the first d x `every` updates. Raises `UserError`
+    where there are no layers below the head, or where the lowest would not come to learn.
+    """
+    depths = [group["depth"] for group in optimizer.param_groups]
+    if settings.by_layer and max(depths) == 0:
+        raise UserError(
+            "optim.layer_decay, optim.unfreeze: all parameters that learn are of the head or new, so there are no "
+            "layers below it; leave these keys out"
+        )
+    if every * max(depths) >= updates:
+        raise UserError(
+            f"optim.unfreeze: {settings.unfreeze} is {every} updates, so that the lowest of {max(depths)} layers below "
+            f"the head would begin to learn after update {every * max(depths)}, but the run has only {updates}. "
+            "Unfreeze faster, or train longer"
+        )
+    full = [settings.layer_decay**depth for depth in depths]
+
+    def at(number: int) -> list[float]:
+        lowest = (number - 1) // every if every else max(depths)
+        return [scale if depth <= lowest else 0.0 for scale, depth in zip(full, depths, strict=True)]
 
     return at
 

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import send_to_device
+
 from data.batches import Batches
 from data.errors import UserError
 from data.order import Order, shares
@@ -17,9 +19,10 @@ from train.durations import in_updates, total_updates
 from train.evaluation import Evaluator
 from train.ingredients import Ingredients, read
 from train.journal import Journal, clock
+from train.layers import depths
 from train.loop import Every, fit
 from train.model import export
-from train.optim import build_optimizer, rate
+from train.optim import build_optimizer, rate, scales
 from train.tracking import Tracker
 from train.update import Learner
 
@@ -46,7 +49,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     batches, bounds = _batches(config, ingredients)
     per_epoch = batches.order.updates_per_epoch
     updates = total_updates(config.epochs, config.updates, per_epoch)
-    learner = _learner(config, ingredients, per_epoch, updates)
+    learner = _learner(config, ingredients, batches, updates)
     evaluators = _evaluators(config, ingredients, learner.model, bounds)
     checkpoints = _checkpoints(config, accelerator)
     accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
@@ -117,24 +120,38 @@ def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Boun
     return batches, Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)
 
 
-def _learner(config: RunConfig, ingredients: Ingredients, per_epoch: int, updates: int) -> Learner:
+def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int) -> Learner:
     """Return the model and optimizer, prepared by Accelerate, with the rule by which they learn."""
-    settings = config.optim
+    settings, accelerator, task = config.optim, ingredients.accelerator, ingredients.task
+    per_epoch = batches.order.updates_per_epoch
     warmup, decay = (in_updates(value, per_epoch, updates) for value in (settings.warmup, settings.decay))
-    model, optimizer = ingredients.accelerator.prepare(ingredients.model, build_optimizer(ingredients.model, settings))
+    unfreeze = max(1, in_updates(settings.unfreeze, per_epoch, updates)) if settings.unfreeze is not None else 0
+    built = build_optimizer(ingredients.model, settings, _depths(ingredients, batches) if settings.by_layer else {})
+    scale = scales(settings, built, unfreeze, updates)
+    model, optimizer = accelerator.prepare(ingredients.model, built)
     model.train()
     return Learner(
-        ingredients.accelerator,
+        accelerator,
         model,
         optimizer,
-        ingredients.task.loss,
+        task.loss,
         rate(settings, updates, warmup, decay),
+        scale,
         seed=config.seed,
         max_grad_norm=settings.max_grad_norm,
         # fp16 finds its loss scale by overflowing a few times: that is no failure
-        max_nonfinite=settings.max_nonfinite + (20 if ingredients.accelerator.scaler is not None else 0),
+        max_nonfinite=settings.max_nonfinite + (20 if accelerator.scaler is not None else 0),
         stopping=signals.stopping,
     )
+
+
+def _depths(ingredients: Ingredients, batches: Batches) -> dict[str, int]:
+    """Return how far below the head each parameter is, seen in a forward pass over this process's first micro-batch."""
+    accelerator, task = ingredients.accelerator, ingredients.task
+    model = ingredients.model.to(accelerator.device)
+    tensors = send_to_device(batches.batch(1).parts[0].tensors, accelerator.device)
+    with accelerator.autocast():
+        return depths(model, lambda: task.loss(model, tensors), ingredients.new_parameters)
 
 
 def _evaluators(config: RunConfig, ingredients: Ingredients, model: Any, bounds: Bounds) -> dict[str, Evaluator]:

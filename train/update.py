@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,8 @@ class Learner:
     optimizer: Optimizer
     loss: Loss
     rate: Callable[[int], float]
+    scales: Callable[[int], Sequence[float]]
+    """Each parameter group's part of the rate in an update; 0: it does not learn yet."""
     seed: int
     max_grad_norm: float | None
     max_nonfinite: int
@@ -88,15 +90,26 @@ class Learner:
                 self.accelerator.backward(loss * (world / batch.targets))  # DDP and FSDP average over processes
             total[0] += loss.detach()
         total = self.accelerator.reduce(total, "sum") if world > 1 else total
+        self._prepare_groups(number)
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or torch.inf)
         self._step(number, batch.examples, torch.isfinite(grad_norm) & torch.isfinite(total[0]))
         return Report(total, grad_norm, batch.targets, self.rate(number), stop if world == 1 else None)
 
+    def _prepare_groups(self, number: int) -> None:
+        """Give each parameter group its rate for `number`, and drop the gradients of those that do not learn yet.
+
+        They are computed all the same, since DDP reduces what was trainable when it began; but neither the norm nor the
+        optimizer's moments nor weight decay see them.
+        """
+        rate = self.rate(number)
+        for group, scale in zip(self.optimizer.param_groups, self.scales(number), strict=True):
+            group["lr"] = rate * scale
+            for parameter in () if scale else group["params"]:
+                parameter.grad = None
+
     def _step(self, number: int, examples: NDArray[np.int64], finite: Tensor) -> None:
-        """Step at the rate for `number`, unless the gradient is not finite: decided on the device, by the kernel."""
+        """Make the optimizer's step, unless the gradient is not finite: decided on the device, by the kernel."""
         optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # inside Accelerate's wrapper
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate(number)
         skip = (~finite).to(torch.float32)
         optimizer.grad_scale, optimizer.found_inf = None, skip  # fused kernels leave everything as it is where 1
         self.optimizer.step()
