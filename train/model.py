@@ -1,91 +1,164 @@
-"""The pretrained model and its tokenizer: from a Hub name, a folder or a package; and back to a folder."""
+"""The model: pretrained, from a Hub name, a folder or a package, or from scratch; and back to a folder."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+import numpy as np
+from pydantic import AfterValidator, Field
 
 from data import package
 from data.errors import UserError, nearest
 from data.order import derive
 from data.section import Section
+from train.scratch import KIND, blank_config
+from train.tokenizer import TrainedTokenizer, ids, special_ids
 from train.weights import digest
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+EVERYWHERE = ("pad_token_id", "bos_token_id", "eos_token_id")  # in the config of every model
+
+
+def _different(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    if twice := [token for place, token in enumerate(tokens) if token in tokens[:place]]:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return tokens
 
 
 class ModelConfig(Section):
-    """Which model learns."""
+    """Which model learns: one that has learned already (path), or one from scratch (config.model_type)."""
 
-    path: str = Field(description="Hub name, folder, or package:NAME/path.")
+    path: str | None = Field(None, description="Hub name, folder, or package:NAME/path; none for one from scratch.")
     revision: str | None = Field(None, description="Revision on the Hub.")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Of model.safetensors; checked if given.")
-    tokenizer: str | None = Field(None, description="Where the tokenizer is, if not beside the model.")
-    config: dict[str, Any] = Field(default_factory=dict, description="Keys of the model's own config to change.")
+    tokenizer: str | TrainedTokenizer | None = Field(
+        None, description="Where the tokenizer is, if not beside the model; or {train: ...}: made from the rows."
+    )
+    add_tokens: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], AfterValidator(_different)] = Field(
+        (), description="Texts that become tokens of their own; they begin as the mean of the others."
+    )
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="Keys of the model's own config to change; all of them, from scratch."
+    )
     trust_remote_code: bool = Field(False, description="Run code that comes with the model. Read that code first.")
 
-
-def load_tokenizer(settings: ModelConfig, token: str | None) -> PreTrainedTokenizerBase:
-    """Return the tokenizer, with a padding token (its end token, where it has none of its own)."""
-    from transformers import AutoTokenizer
-
-    path = package.resolve(settings.tokenizer or settings.path)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, revision=settings.revision, trust_remote_code=settings.trust_remote_code, token=token
-        )
-    except (OSError, ValueError) as error:
-        raise _unreachable("tokenizer", settings.tokenizer or settings.path, error) from error
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise UserError(f"the tokenizer of {settings.path} has neither a padding nor an end token; give it one")
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    @property
+    def origin(self) -> str:
+        """What the model comes from, in words."""
+        return self.path or f"from scratch ({self.config.get(KIND)})"
 
 
 def load_model(
     settings: ModelConfig,
     model_class: str,
     from_task: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
     *,
+    known: int,
     dtype: torch.dtype,
     seed: int,
     token: str | None,
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Return the model in `dtype` and the names of the parameters that are new, drawn from `seed` alone.
+    """Return the model in `dtype` and the names of the parameters that are new in a pretrained one.
 
-    Only safetensors are read, never pickles. Raises `UserError` with the remedy.
+    What is new, or all of it, is drawn from `seed` alone. Every id of the tokenizer has its row in the embedding; ids
+    from `known` on, and those that had no row, begin as the mean of the others. Only safetensors are read, never
+    pickles. Raises `UserError` with the remedy.
     """
     import torch
     import transformers
 
+    decided = {**from_task, **special_ids(tokenizer)}
+    for key, value in settings.config.items():
+        if key in decided and value != decided[key]:
+            raise UserError(
+                f"model.config: {key} cannot take effect: task and tokenizer say that it is {decided[key]!r}"
+            )
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its report of new layers is ours
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    builder = getattr(transformers, model_class)
+    torch.manual_seed(derive(seed, "model"))
+    if settings.path is None:
+        return _from_scratch(settings.config, builder, from_task, tokenizer).to(dtype=dtype), []
     path = package.resolve(settings.path)
     if settings.sha256:
         _check_hash(Path(path), settings.sha256)
     source = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code, "token": token}
-    torch.manual_seed(derive(seed, "model"))
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its report of new layers is ours
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = transformers.AutoConfig.from_pretrained(path, **source)
-        for key, value in {**settings.config, **from_task}.items():
+        for key, value in {**settings.config, **from_task, "pad_token_id": tokenizer.pad_token_id}.items():
             if key in settings.config and not hasattr(config, key):
                 raise UserError(f"model.config: {path} has no such key {key!r}{nearest(key, config.to_dict())}")
             setattr(config, key, value)
-        model, report = getattr(transformers, model_class).from_pretrained(
+        model, report = builder.from_pretrained(
             path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **source
         )
     except UserError:
         raise
     except Exception as error:  # a damaged file, a size that does not fit, a config that cannot be: many kinds
-        raise _unreachable("model", settings.path, error) from error
-    return model, sorted(report["missing_keys"])
+        raise _unreachable(settings.path, error) from error
+    return model, [*sorted(report["missing_keys"]), *_fit_embedding(model, ids(tokenizer), known)]
+
+
+def _from_scratch(
+    settings: dict[str, Any], builder: Any, from_task: dict[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Return a model with random weights, drawn in float32 whatever it is to compute in: the same for every precision.
+
+    An embedding may be larger than the tokenizer needs (`model.config.vocab_size`), never smaller.
+    """
+    needed, special = ids(tokenizer), special_ids(tokenizer)
+    size = settings.get("vocab_size", needed)
+    if not isinstance(size, int) or size < needed:
+        raise UserError(
+            f"model.config.vocab_size: must be at least {needed:,}, the tokens of the tokenizer, not {size!r}; leave "
+            "it out, and it is that"
+        )
+    blank = blank_config(settings)
+    special = {name: number for name, number in special.items() if name in EVERYWHERE or hasattr(blank, name)}
+    config = blank_config(settings, {"vocab_size": size, **special, **from_task})
+    try:
+        return builder.from_config(config)  # type: ignore[no-any-return]
+    except Exception as error:  # a kind without such a head, sizes that do not go together
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model.config: no {builder.__name__} from scratch ({settings[KIND]}): {reason}") from error
+
+
+def _fit_embedding(model: PreTrainedModel, needed: int, known: int) -> list[str]:
+    """Give every id below `needed` its row, and let those that mean nothing yet begin as the mean of the others.
+
+    The mean of output rows and biases gives a new token the mean of all logits: neither likely nor unlikely. Returns
+    what is new. An embedding with rows to spare stays as it is.
+    """
+    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr,operator,index]
+    first = min(known, size)
+    if needed > size:
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    if needed == first:
+        return []
+    for tensor in _vocabulary_tensors(model):
+        values = tensor.detach().numpy()  # the same memory
+        mean = np.add.reduce(values[:first], axis=0, dtype=np.float64) / first  # row by row: one order on any machine
+        values[first:needed] = mean
+    return [f"{needed - first} rows of the embedding"]
+
+
+def _vocabulary_tensors(model: PreTrainedModel) -> Iterator[Any]:
+    """Yield what has a row for each token: input embedding, output embedding and its bias; tied ones once."""
+    output = model.get_output_embeddings()
+    yield model.get_input_embeddings().weight  # type: ignore[union-attr]
+    if output is not None:
+        if output.weight is not model.get_input_embeddings().weight:  # type: ignore[union-attr]
+            yield output.weight
+        if getattr(output, "bias", None) is not None:
+            yield output.bias
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -118,9 +191,9 @@ def _check_hash(folder: Path, expected: str) -> None:
         raise UserError(f"{weights} is not the model that the config names: its sha256 is {found}, not {expected}")
 
 
-def _unreachable(what: str, path: str, error: Exception) -> UserError:
+def _unreachable(path: str, error: Exception) -> UserError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
-        f"model.path: cannot load the {what} {path!r}: {reason} (looked from {Path.cwd()}; "
-        "a Hub name needs the network; weights must be safetensors)"
+        f"model.path: cannot load the model {path!r}: {reason} (looked from {Path.cwd()}; a Hub name needs the "
+        "network; weights must be safetensors)"
     )
