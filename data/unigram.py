@@ -1,8 +1,8 @@
 """A unigram vocabulary from counted words: the same pieces and scores, to the last bit, on any machine.
 
 The method is that of Kudo, https://arxiv.org/abs/1804.10959: many frequent substrings, expectation maximization, and
-those pieces dropped whose loss costs the likelihood least. The trainer of `tokenizers` gives another vocabulary at every
-call: it sums in the order of a hash table. Here every sum has one order, and only + - × ÷ are used, which all machines
+those pieces dropped whose loss costs the likelihood least. The trainer of `tokenizers` gives another vocabulary each
+time: it sums in the order of a hash table. Here every sum has one order, and only + - × ÷ are used, which all machines
 round alike; so there is a logarithm of our own.
 """
 
@@ -29,11 +29,16 @@ Places = NDArray[np.int64]
 
 
 def shorten(counts: Counter[str], limit: int = WORDS) -> Counter[str]:
-    """Return the `limit` most frequent words. Of equally frequent ones a checksum decides, not the alphabet."""
+    """Return the `limit` most frequent words, and the characters that no other holds as words that occurred once.
+
+    Of equally frequent words a checksum decides, not the alphabet.
+    """
     if len(counts) <= limit:
         return counts
     ranked = sorted(counts.items(), key=lambda entry: (-entry[1], zlib.crc32(entry[0].encode()), entry[0]))
-    return Counter(dict(ranked[:limit]))
+    kept = Counter(dict(ranked[:limit]))
+    kept.update(sorted(set().union(*counts) - set().union(*kept)))
+    return kept
 
 
 def train(counts: Counter[str], size: int) -> list[tuple[str, float]]:
@@ -66,7 +71,7 @@ def train(counts: Counter[str], size: int) -> list[tuple[str, float]]:
         kept = np.argsort(-loss, kind="stable")[: max(size, int(SHRINK * there))]
         weights = np.where(np.isin(np.arange(len(weights)), kept), weights, 0.0)
     scores = _log(weights[weights > 0] / fsum(weights))
-    found = [lattice.text(piece) for piece in np.flatnonzero(weights)]
+    found = [lattice.text(piece) for piece in np.flatnonzero(weights).tolist()]
     return sorted(zip(found, scores.tolist(), strict=True), key=lambda entry: (-entry[1], entry[0]))
 
 
@@ -137,28 +142,30 @@ def _lattice(counts: Counter[str], seeds: int) -> _Lattice:
     per_position = np.repeat(weights, sizes)
     codes = np.frombuffer(characters.encode("utf-32-le"), dtype=np.uint32)
     alphabet = np.unique(codes, return_inverse=True)[1].astype(np.int64)
-    names, letters = alphabet, int(alphabet.max()) + 1
-    found: list[tuple[Places, Places, Floats, Places]] = []
+    letters = int(alphabet.max()) + 1
+    names, there, found = [alphabet], np.arange(len(alphabet)), 0  # each substring's number, by its first position
+    first, often, lengths = [], [], []
     for length in range(1, LONGEST_PIECE + 1):
-        here = np.flatnonzero((remaining >= length) & (names >= 0))
-        keys = alphabet[here] if length == 1 else names[here] * letters + alphabet[here + length - 1]
-        first, numbers = np.unique(keys, return_index=True, return_inverse=True)[1:]
-        often = np.bincount(numbers, weights=per_position[here])
-        kept = often >= (2 if length > 1 else 0)  # what stands there once has no longer string that stands there twice
-        names = np.full(len(alphabet), -1, dtype=np.int64)
-        names[here] = np.where(kept[numbers], (np.cumsum(kept) - 1)[numbers], -1)
+        here = there[remaining[there] >= length]
+        keys = alphabet[here] if length == 1 else names[-1][here] * letters + alphabet[here + length - 1]
+        places, numbers = np.unique(keys, return_index=True, return_inverse=True)[1:]
+        counted = np.bincount(numbers, weights=per_position[here]).astype(np.float64)
+        kept = counted >= (2 if length > 1 else 0)
         if not kept.any():
             break
-        found.append((names, here[first][kept], often[kept], np.full(int(kept.sum()), length)))
-    first, often, lengths = (np.concatenate([entry[part] for entry in found]) for part in (1, 2, 3))
-    share = np.where(lengths == 1, np.inf, often * lengths)
-    chosen = np.sort(np.lexsort((first, lengths, -share))[: max(seeds, letters)])
-    number = np.full(len(lengths) + 1, len(chosen), dtype=np.int64)
+        named = np.full(len(alphabet), -1, dtype=np.int64)
+        named[here] = np.where(kept[numbers], found + np.cumsum(kept)[numbers] - 1, -1)
+        names, there, found = [*names, named], here[kept[numbers]], found + int(kept.sum())
+        first.append(here[places][kept])
+        often.append(counted[kept])
+        lengths.append(np.full(int(kept.sum()), length))
+    spans, sums, positions = np.concatenate(lengths), np.concatenate(often), np.concatenate(first)
+    share = np.where(spans == 1, np.inf, sums * spans)
+    chosen = np.sort(np.lexsort((positions, spans, -share))[: max(seeds, letters)])
+    number = np.full(found + 1, len(chosen), dtype=np.int64)  # the last, which -1 finds: none
     number[chosen] = np.arange(len(chosen))
-    offsets = np.cumsum([0, *(len(entry[1]) for entry in found)])
-    pieces = [number[np.where(entry[0] < 0, len(lengths), entry[0] + offset)] for entry, offset in zip(found, offsets)]
-    starts = np.cumsum(sizes) - sizes
-    return _Lattice(characters, starts, sizes, weights, pieces, lengths[chosen], first[chosen], often[chosen])
+    pieces, starts = [number[named] for named in names[1:]], np.cumsum(sizes) - sizes
+    return _Lattice(characters, starts, sizes, weights, pieces, spans[chosen], positions[chosen], sums[chosen])
 
 
 def _log_ratio(probabilities: Floats, lattice: _Lattice) -> Floats:

@@ -23,7 +23,7 @@ from data.section import Section, operational
 from data.source import DataConfig
 from train import metrics, overrides, plugins, tasks
 from train.durations import Interval
-from train.model import ModelConfig
+from train.model import ModelConfig, between
 from train.optim import OptimConfig
 from train.problems import explain, truths
 from train.tasks.base import TaskConfig
@@ -198,6 +198,7 @@ def _between(content: Mapping[str, Any]) -> list[str]:
         problems.append("epochs, updates: give one of them: how long to train")
     if given("micro_batch_size") and given("micro_batch_tokens"):
         problems.append("micro_batch_size, micro_batch_tokens: give one of them")
+    problems += between(given("model"))
     best, sources = given("checkpoint", "best"), given("data", "train")
     if given("checkpoint", "patience") and not best:
         problems.append("checkpoint.patience needs checkpoint.best: the figure that should get better")

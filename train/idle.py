@@ -61,8 +61,11 @@ def _conditions(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield f"tracking.{key}", "tracking.trackers has no wandb"
     if not tracking.trackers:
         yield "tracking.timeout", "tracking.trackers is empty"
-    if _is_local(config.model.path) and (config.model.tokenizer is None or _is_local(config.model.tokenizer)):
-        yield "model.revision", f"{config.model.path} is not on the Hub"
+    places = [place for place in (config.model.path, config.model.tokenizer) if isinstance(place, str)]
+    if all(_is_local(place) for place in places):
+        yield "model.revision", f"{' and '.join(places) or 'a model from scratch'} is not on the Hub"
+    if not places:
+        yield "model.trust_remote_code", "a model from scratch comes with no code"
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if told != "no" and config.precision not in ("auto", told):
         yield "precision", f"accelerate was told {told}, and its setting wins"

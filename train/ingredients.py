@@ -13,8 +13,9 @@ from data.errors import UserError
 from data.source import Rows, open_rows
 from train import hardware, metrics, plugins, tasks
 from train.config import RunConfig
-from train.model import load_model, load_tokenizer, longest_input
+from train.model import load_model, longest_input
 from train.tasks.base import Task, check_columns
+from train.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,22 +51,27 @@ def read(config: RunConfig) -> Ingredients:
         for role, sources in roles.items()
         if sources
     }
-    tokenizer = load_tokenizer(config.model, token)
+    train_rows = [part for source in rows["train"] for part in source]
+    tokenizer, known = load_tokenizer(config.model, train_rows, cache, token)
     plugin = plugins.load(tasks, "task", config.task.name)
-    task: Task = plugin.task.prepare(config.task, [part for source in rows["train"] for part in source], tokenizer)
+    task: Task = plugin.task.prepare(config.task, train_rows, tokenizer)
     for choice in (metrics.parse(entry) for entry in config.metrics):
         metrics.check(choice, task.kind)
         if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation
             metrics.load(choice)
         metrics.rehearse(choice, task.kind, len(task.model_config.get("id2label", ())))
-    model_config = {**task.model_config, "pad_token_id": tokenizer.pad_token_id}
     dtype = torch.float64 if precision == "fp64" else torch.float32
-    model, new = load_model(config.model, task.model_class, model_config, dtype=dtype, seed=config.seed, token=token)
+    model, new = load_model(
+        config.model, task.model_class, task.model_config, tokenizer,
+        known=known, dtype=dtype, seed=config.seed, token=token,
+    )  # fmt: skip
     task.check_model(model)
     limit = longest_input(model, tokenizer)
     max_length = config.data.max_length or min(512, limit)
     if max_length > limit:
-        raise UserError(f"data.max_length: {max_length} is more than the {limit} tokens that {config.model.path} takes")
+        raise UserError(
+            f"data.max_length: {max_length} is more than the {limit} tokens that the model takes: {config.model.origin}"
+        )
     splits = {}
     for role, sources in rows.items():
         for source in sources:

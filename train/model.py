@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ from train.weights import digest
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 EVERYWHERE = ("pad_token_id", "bos_token_id", "eos_token_id")  # in the config of every model
 
@@ -55,6 +55,34 @@ class ModelConfig(Section):
         return self.path or f"from scratch ({self.config.get(KIND)})"
 
 
+def between(section: Any) -> Iterator[str]:
+    """Yield what is wrong between the keys that say what the model is. The section is not checked: anything may be in
+    it."""
+    if not isinstance(section, Mapping):
+        return
+    path, settings, tokenizer = section.get("path"), section.get("config"), section.get("tokenizer")
+    kind = settings.get(KIND) if isinstance(settings, Mapping) else None
+    if path is None and kind is None:
+        yield (
+            "model.path: must be given: a Hub name, a folder or package:NAME/path; or, for a model from scratch, "
+            "model.config.model_type, such as gpt2"
+        )
+    elif path is not None and kind is not None:
+        yield "model.path, model.config.model_type: give one of them: a model that has learned, or one from scratch"
+    elif kind is not None and tokenizer is None:
+        yield (
+            "model.tokenizer: must be given for a model from scratch: a path, or {train: {kind: bpe}} to make one from "
+            "data.train"
+        )
+    elif kind is not None and section.get("sha256") is not None:
+        yield "model.sha256: cannot take effect: a model from scratch (model.config.model_type) has no file"
+    elif kind is None and tokenizer is not None and not isinstance(tokenizer, str):
+        yield (
+            "model.tokenizer: cannot be made for model.path, whose weights know the tokens of their own one; leave it "
+            "out, add to it with model.add_tokens, or begin from scratch with model.config.model_type"
+        )
+
+
 def load_model(
     settings: ModelConfig,
     model_class: str,
@@ -86,7 +114,8 @@ def load_model(
     builder = getattr(transformers, model_class)
     torch.manual_seed(derive(seed, "model"))
     if settings.path is None:
-        return _from_scratch(settings.config, builder, from_task, tokenizer).to(dtype=dtype), []
+        model = _from_scratch(settings.config, builder, from_task, tokenizer)
+        return model.to(dtype=dtype), []  # type: ignore[call-arg]
     path = package.resolve(settings.path)
     if settings.sha256:
         _check_hash(Path(path), settings.sha256)
@@ -137,10 +166,16 @@ def _fit_embedding(model: PreTrainedModel, needed: int, known: int) -> list[str]
     The mean of output rows and biases gives a new token the mean of all logits: neither likely nor unlikely. Returns
     what is new. An embedding with rows to spare stays as it is.
     """
-    size = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr,operator,index]
+    size = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     first = min(known, size)
     if needed > size:
-        model.resize_token_embeddings(needed, mean_resizing=False)
+        try:
+            model.resize_token_embeddings(needed, mean_resizing=False)
+        except (TypeError, NotImplementedError) as error:  # a few kinds have a way of their own, or none
+            raise UserError(
+                f"the tokenizer has {needed:,} tokens, the model's embedding {size:,}, and that of a "
+                f"{model.config.model_type} cannot be made larger"
+            ) from error
     if needed == first:
         return []
     for tensor in _vocabulary_tensors(model):
@@ -152,18 +187,19 @@ def _fit_embedding(model: PreTrainedModel, needed: int, known: int) -> list[str]
 
 def _vocabulary_tensors(model: PreTrainedModel) -> Iterator[Any]:
     """Yield what has a row for each token: input embedding, output embedding and its bias; tied ones once."""
-    output = model.get_output_embeddings()
-    yield model.get_input_embeddings().weight  # type: ignore[union-attr]
-    if output is not None:
-        if output.weight is not model.get_input_embeddings().weight:  # type: ignore[union-attr]
-            yield output.weight
-        if getattr(output, "bias", None) is not None:
-            yield output.bias
+    table, output = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    yield table.weight
+    if output is not None and output.weight is not table.weight:
+        yield output.weight
+    if getattr(output, "bias", None) is not None:
+        yield output.bias
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens the model can take; a tokenizer that sets no limit counts for nothing."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 10**9
+    """Return how many tokens the model can take; a model or tokenizer that sets no limit counts for nothing."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 0
+    if positions < 1 or not getattr(model.config, "position_biased_input", True):
+        positions = 10**9  # DeBERTa-v3 knows only the distance between tokens, in buckets that have no end
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1  # RoBERTa counts positions from there

@@ -39,18 +39,16 @@ def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates
     head = {
         "library_name": "transformers",
         **({"pipeline_tag": task.pipeline} if task.pipeline else {}),
-        "base_model": config.model.path,
+        **({"base_model": config.model.path} if _is_hub_name(config.model.path) else {}),
         "tags": ["lockstep"],
     }
-    if ":" in config.model.path or Path(config.model.path).exists():
-        del head["base_model"]  # the Hub accepts only its own names there
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items())
     return f"""---
 {yaml.safe_dump(head, sort_keys=False)}---
 
-# {config.task.name.replace("_", " ")} from {config.model.path}
+# {config.task.name.replace("_", " ")}{" from" * bool(config.model.path)} {config.model.origin}
 
-Fine-tuned with Lockstep: {updates:,} updates of {config.batch_size} examples.
+{"Fine-tuned" if config.model.path else "Trained"} with Lockstep: {updates:,} updates of {config.batch_size} examples.
 
 | figure | value |
 |---|---|
@@ -65,6 +63,11 @@ The config of the run:
 ```yaml
 {yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)}```
 """
+
+
+def _is_hub_name(path: str | None) -> bool:
+    """Whether the Hub accepts it as the name of a base model: only its own names."""
+    return path is not None and ":" not in path and not Path(path).exists()
 
 
 def _usage(task: Task) -> str:

@@ -181,7 +181,7 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, upd
     processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
     examples = ", ".join(f"{role} {len(encoded.dataset):,}" for role, encoded in splits.items())
     journal.say(f"task    {ingredients.task}")
-    journal.say(f"model   {config.model.path}, {parameters:,} parameters{new}")
+    journal.say(f"model   {config.model.origin}, {parameters:,} parameters{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
     journal.say(
         f"data    {examples} examples; {splits['train'].longest:,} of train reach {ingredients.max_length} tokens"

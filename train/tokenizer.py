@@ -104,7 +104,7 @@ def _trained(
     names = ["input_ids", "attention_mask"]
     if (getattr(config, "type_vocab_size", None) or 0) > 1:  # the model tells the two texts of a pair apart
         names.insert(1, "token_type_ids")
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=made, pad_token=PAD, unk_token=UNK, bos_token=BOS, eos_token=EOS, cls_token=BOS,
         sep_token=EOS, mask_token=MASK, model_input_names=names, clean_up_tokenization_spaces=False,
     )  # fmt: skip
@@ -123,4 +123,4 @@ def _frame(*, bytewise: bool, encoder: bool) -> PostProcessor:
     )
     if not bytewise:
         return frame
-    return processors.Sequence([processors.ByteLevel(trim_offsets=True), frame])  # type: ignore[no-any-return]
+    return processors.Sequence([processors.ByteLevel(trim_offsets=True), frame])
