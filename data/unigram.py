@@ -20,7 +20,7 @@ from data.errors import UserError
 
 LONGEST_PIECE = 16  # characters
 LONGEST_WORD = 24  # characters; longer ones are learned from in parts, so that no product of probabilities underflows
-WORDS = 300_000  # the most frequent words are learned from: about 500 MB
+WORDS = 300_000  # the most frequent words are learned from: at most 1 GB and a minute
 SEEDS = 10  # pieces at first, for each of those asked for
 SHRINK = 0.75  # of the pieces stay each round
 
