@@ -176,6 +176,7 @@ def _fit_embedding(model: PreTrainedModel, needed: int, known: int) -> list[str]
                 f"the tokenizer has {needed:,} tokens, the model's embedding {size:,}, and that of a "
                 f"{model.config.model_type} cannot be made larger"
             ) from error
+        _part_biases(model)
     if needed == first:
         return []
     for tensor in _vocabulary_tensors(model):
@@ -183,6 +184,19 @@ def _fit_embedding(model: PreTrainedModel, needed: int, known: int) -> list[str]
         mean = np.add.reduce(values[:first], axis=0, dtype=np.float64) / first  # row by row: one order on any machine
         values[first:needed] = mean
     return [f"{needed - first} rows of the embedding"]
+
+
+def _part_biases(model: PreTrainedModel) -> None:
+    """Give an untied head of BERT's kin its second bias back, which nothing reads but every file holds: `resize` leaves
+    it at its old length, or makes it the first one, which then would not be saved."""
+    import torch
+
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if output is None or model.config.tie_word_embeddings:
+        return
+    for module in model.modules():
+        if getattr(module, "decoder", None) is output and isinstance(getattr(module, "bias", None), torch.nn.Parameter):
+            module.bias = torch.nn.Parameter(output.bias.detach().clone())
 
 
 def _vocabulary_tensors(model: PreTrainedModel) -> Iterator[Any]:

@@ -109,7 +109,11 @@ def test_a_fresh_process_gets_the_same_from_what_was_exported(train: Train, tmp_
         "print(json.dumps({folder: encodings(folder) for folder in sys.argv[1:]}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *wanted], text=True, capture_output=True, cwd=Path(__file__).parents[2], timeout=120
+        [sys.executable, "-c", code, *wanted],
+        text=True,
+        capture_output=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == wanted
@@ -133,7 +137,10 @@ def test_a_tokenizer_that_cannot_pad_or_is_not_there_is_refused(tiny_model: str,
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "no-pad")
-    for path, message in ((tmp_path / "no-pad", "neither a padding nor an end token"), ("no/such", "needs the network")):
+    for path, message in (
+        (tmp_path / "no-pad", "neither a padding nor an end token"),
+        ("no/such", "needs the network"),
+    ):
         with pytest.raises(UserError, match=f"model.tokenizer: .*{message}"):
             load_tokenizer(ModelConfig(path=tiny_model, tokenizer=str(path)), [], Path(), None)
 
