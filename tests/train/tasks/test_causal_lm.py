@@ -223,6 +223,33 @@ def test_a_document_has_the_same_loss_packed_padded_and_alone(
         assert torch.allclose(one, other, rtol=exact, atol=10 * exact)
 
 
+def test_a_stream_is_learned_across_documents_and_each_has_its_own_losses(tiny_decoder: str, tmp_path: Path) -> None:
+    model = build("gpt2", **FAMILIES["gpt2"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_decoder)
+    task = prepare(tokenizer, packing="concatenate")
+    texts = [row["text"] for row in sentences(30, 0)]
+    rows = [Rows(Dataset.from_dict({"text": texts}), "rows.jsonl")]
+    encoded = encode_sources([rows], task, tokenizer, 24, skip_bad=False, cache=tmp_path)
+    tensors = task.collate(encoded.features(np.arange(len(encoded.dataset))))
+    with torch.no_grad():
+        found = {name: value.numpy() for name, value in task.predict(model, tensors).items()}
+    documents = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    ids = torch.tensor([token for document in documents for token in document])
+    owners = [place for place, document in enumerate(documents) for _ in document]
+    expected = [0.0] * len(texts)
+    for start in range(0, len(ids) - 1, 24):
+        piece = ids[start : start + 25]
+        with torch.no_grad():
+            chances = model(piece[None, :-1]).logits[0].log_softmax(1)
+        for place in range(len(piece) - 1):
+            expected[owners[start + place + 1]] -= chances[place, piece[place + 1]].item()
+    records = list(task.records(found, encoded))
+    assert [record["loss"] for record in records] == pytest.approx(expected, rel=1e-9)
+    assert [record["tokens"] for record in records] == [len(documents[0]) - 1, *map(len, documents[1:])]
+    outputs = task.outputs(found, encoded)
+    assert outputs["bytes"].sum() == sum(map(len, texts)) and outputs["targets"].sum() == len(ids) - 1
+
+
 def test_the_loss_in_chunks_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 7, 11, generator=generator, dtype=torch.float64, requires_grad=True)
