@@ -54,8 +54,9 @@ def prove_isolated(model: nn.Module) -> None:
     allowed = max(map(_tolerance, alone))
     if not all(leak <= allowed for leak in leaks):  # of what is not a number neither is true
         raise UserError(
-            f"task.packing=documents: {_name(model)} does not keep the documents of a row apart: packed or alone, and "
-            f"beside this or that document, their logits differ by {max(leaks):.2g} ({allowed:.1g} is rounding). {REMEDY}"
+            f"task.packing=documents: {_name(model)} does not keep the documents of a row apart: packed or alone, "
+            f"beside this or that document, their logits differ by {max(leaks):.2g} ({allowed:.1g} is rounding). "
+            f"{REMEDY}"
         )
     if not effect > 3 * allowed:
         raise UserError(
