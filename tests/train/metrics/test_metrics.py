@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,7 +16,10 @@ from train import metrics
 from train.metrics import Choice
 
 ROOT = Path(__file__).parents[3]
-LOCAL = ["accuracy", "f1", "matthews_correlation", "mse", "pearson", "precision", "recall", "roc_auc", "spearman"]
+LOCAL = [
+    "accuracy", "f1", "matthews_correlation", "mse", "pearson", "perplexity", "precision", "recall", "roc_auc",
+    "spearman",
+]  # fmt: skip
 
 
 def outputs(kind: str, size: int = 200, classes: int = 3) -> dict[str, Any]:
@@ -61,9 +64,9 @@ def test_names_are_the_files() -> None:
 @pytest.mark.parametrize("name", LOCAL)
 def test_every_file_offers_what_the_contract_asks(name: str) -> None:
     module = metrics._module(name)
-    assert module.KINDS and set(module.KINDS) <= {"single_label", "multi_label", "regression"}
-    assert module.TAKES in ("predictions", "scores")
-    assert module.HIGHER_IS_BETTER is (name != "mse")
+    assert module.KINDS and set(module.KINDS) <= set(get_args(metrics.Kind))
+    assert module.TAKES in ("predictions", "scores", "losses")
+    assert module.HIGHER_IS_BETTER is (name not in ("mse", "perplexity"))
     assert issubclass(module.Options, Section) and module.Options() and module.__doc__
     assert not {"name", "prefix"} & set(module.Options.model_fields)
 
@@ -109,7 +112,8 @@ def test_a_metric_on_the_wrong_kind_of_task_names_those_that_fit() -> None:
     ):
         compute([metrics.load(Choice("pearson"))], outputs("single_label"))
     with pytest.raises(
-        UserError, match=r"'accuracy' is for single_label and multi_label .* fit: mse, pearson, spearman"
+        UserError,
+        match=r"'accuracy' is for single_label and multi_label and masked_tokens .* fit: mse, pearson, spearman",
     ):
         compute([metrics.load(Choice("accuracy"))], outputs("regression"))
     metrics.check(Choice("rouge"), "regression")
