@@ -17,7 +17,7 @@ from train.metrics import Choice, Kind
 
 ROOT = Path(__file__).parents[3]
 CLASSIC = ["accuracy", "f1", "matthews_correlation", "mse", "pearson", "precision", "recall", "roc_auc", "spearman"]
-LOCAL = sorted([*CLASSIC, "bits_per_byte"])
+LOCAL = sorted([*CLASSIC, "bits_per_byte", "squad"])
 
 
 def outputs(kind: str, size: int = 200, classes: int = 3) -> dict[str, Any]:
