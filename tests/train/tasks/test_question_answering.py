@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +143,8 @@ def test_answers_come_back_in_any_script(kind: str, tmp_path: Path) -> None:
     texts = [text for text in texts if text.strip() == text and text]
     rows = [row(TEXT, text) for text in dict.fromkeys(texts)]
     assert len(rows) > 60
-    task, whole = encoded(rows, tokenizer, tmp_path, max_length=200, stride=80)
-    assert len(whole.dataset) > len(rows) or kind == "wordpiece"
+    task, whole = encoded(rows, tokenizer, tmp_path, max_length=70, stride=50)
+    assert len(whole.dataset) > len(rows)
     records = list(task.records(oracle(task, whole), whole))
     assert [record["prediction"] for record in records] == [record["reference"][0] for record in records]
     for record, given in zip(records, rows, strict=True):
@@ -183,9 +182,9 @@ def test_the_loss_counts_the_context_and_the_null_position_only() -> None:
     for window, allowed in enumerate(places):
         expected = 0.0
         for scores, place in ((start, labels[window, 3]), (end, labels[window, 4])):
-            chosen = scores[window, allowed].log_softmax(0)
+            chosen = scores.detach()[window, allowed].log_softmax(0)
             expected += -float(chosen[allowed.index(int(place))]) / 2
-        assert float(loss[window]) == pytest.approx(expected, abs=1e-12)
+        assert loss.detach()[window].item() == pytest.approx(expected, abs=1e-12)
     loss.sum().backward()
     assert start.grad is not None and torch.isfinite(start.grad).all()
     assert (start.grad[0] != 0).tolist() == [place in places[0] for place in range(7)]
@@ -310,17 +309,17 @@ def test_problems_of_rows_are_named(change: dict[str, Any], problem: str | None,
 
 
 def test_rows_that_do_not_fit_are_named(words: Any, tmp_path: Path) -> None:
-    long = " ".join(["w1"] * 40)
-    for bad, message in (
-        (row("w1 w2", "w2", question=long), r"row 1 \(from 0\): 'question' alone fills data.max_length \(24 tokens\)"),
-        (row(long, "w1", question=" ".join(["w5"] * 15)), r"'question' leaves 6 of 24 tokens for the context, no more "
-         r"than task.stride \(6\): shorten it, raise data.max_length or lower task.stride"),
-        (row("\u00a0\u2003w1".replace("w1", "\u2003.")[:2] + "w1", "w1"), None),
-    ):  # fmt: skip
-        if message is None:
-            continue
-        with pytest.raises(UserError, match=message):
-            encoded([row("w1 w2", "w2"), bad], words, tmp_path, stride=6)
+    long, good = " ".join(["w1"] * 40), row("w1 w2", "w2")
+    with pytest.raises(
+        UserError, match=r"row 1 \(from 0\): 'question' alone fills data.max_length \(24 tokens\): short"
+    ):
+        encoded([good, row("w1 w2", "w2", question=long)], words, tmp_path, stride=6)
+    message = (
+        r"row 1 \(from 0\): 'question' leaves 6 of 24 tokens for the context, no more than task.stride \(6\): shorten "
+        r"it, raise data.max_length or lower task.stride"
+    )
+    with pytest.raises(UserError, match=message):
+        encoded([good, row(long, "w1", question=" ".join(["w5"] * 15))], words, tmp_path, stride=6)
     fits = row("w1 w2 w3 w4", "w2", question=" ".join(["w5"] * 15))
     assert len(encoded([fits], words, tmp_path, stride=20)[1].dataset) == 1  # no windows, so the stride is no matter
     invisible = trained("wordpiece")
@@ -361,7 +360,8 @@ def test_the_threshold_of_the_validation_rows_judges_the_test_rows(tiny_model: s
     threshold = found["validation/best_threshold"]
     assert found["validation/f1"] == pytest.approx(found["validation/best_f1"], abs=1e-12)
     for role in ("validation", "test"):
-        lines = [json.loads(line) for line in (tmp_path / "out" / "predictions" / f"{role}.jsonl").open()]
+        text = (tmp_path / "out" / "predictions" / f"{role}.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
         for line in lines:
             silent = line["null_odds"] > threshold
             assert line["prediction"] == ("" if silent else line["n_best"][0]["text"])
@@ -420,6 +420,3 @@ def test_other_families_are_trained_and_exported(
         out = model(**tokenizer(given["question"], given["context"], return_tensors="pt"))
     assert torch.isfinite(out.start_logits).all()
     assert line["reference"] == given["answers"]["text"]
-
-
-Callables = Callable[..., Any]
