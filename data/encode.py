@@ -53,8 +53,8 @@ class Encoder(Protocol):
 
         An example a row, or several, or one for several: then `row` says, for each example, the place in `rows` of the
         (first) row that it comes from; and `rows`, a list, those of all its parts. Where an example is several
-        sequences, `longest` says how long the longest is. A row of which only its tokens show that it is unusable gives
-        no example: `problems` lists (its place in `rows`, what is wrong).
+        sequences, `longest` says how long the longest is. What only the tokens show to be unusable has no example: then
+        `unusable` holds (place in `rows`, what is wrong with it).
         """
 
 
@@ -150,7 +150,9 @@ class _Work:
         """Everything that the result depends on, but the rows. The code is part of it: a changed task never meets a
         stale cache."""
         kind = type(self.encoder)
-        code = inspect.getsource(sys.modules[kind.__module__])
+        module = sys.modules[kind.__module__]
+        shared = sorted(Path(inspect.getfile(module)).parent.glob("_*.py"))  # what tasks share stands beside them
+        code = (inspect.getsource(module), *(file.read_text(encoding="utf-8") for file in shared))
         parts = (code, kind.__qualname__, self.encoder.identity, _identity(self.tokenizer), self.max_length)
         return repr((VERSION, self.skip_bad, *parts))
 
@@ -188,9 +190,8 @@ def _encoded(rows: Rows, work: _Work, start: int, notes: Notes) -> Iterator[pa.T
             continue
         usable = {name: [values[row] for row in good] for name, values in chunk.items()}
         features = work.encoder.encode(usable, work.tokenizer, work.max_length)
-        wrong = features.pop("problems", [])
-        problems = [f"{rows.where(first + good[place])}: {problem}" for place, problem in wrong]
-        _note(problems, notes["skipped"], skip_bad=work.skip_bad)
+        problems = [(first + good[place], problem) for place, problem in features.pop("unusable", ())]
+        _refuse(rows, problems, notes["skipped"], skip_bad=work.skip_bad)
         places = features.pop("row", range(len(good)))
         if not len(places):
             continue
@@ -225,17 +226,18 @@ def _usable(
         if problem is None:
             good.append(row)
         else:
-            problems.append(f"{rows.where(first + row)}: {problem}")
-    _note(problems, skipped, skip_bad=skip_bad)
+            problems.append((first + row, problem))
+    _refuse(rows, problems, skipped, skip_bad=skip_bad)
     return good
 
 
-def _note(problems: list[str], skipped: list[str], *, skip_bad: bool) -> None:
-    """Keep the problems among `skipped`, or raise for them."""
-    if problems and not skip_bad:
-        more = f" (and {len(problems) - SHOWN} more like this nearby)" if len(problems) > SHOWN else ""
-        raise UserError("\n".join(problems[:SHOWN]) + more + "\nMend the rows, or set data.on_bad_row=skip")
-    skipped += problems
+def _refuse(rows: Rows, problems: Sequence[tuple[int, str]], skipped: list[str], *, skip_bad: bool) -> None:
+    """Note rows that cannot be used, or raise for them."""
+    lines = [f"{rows.where(row)}: {problem}" for row, problem in problems]
+    if lines and not skip_bad:
+        more = f" (and {len(lines) - SHOWN} more like this nearby)" if len(lines) > SHOWN else ""
+        raise UserError("\n".join(lines[:SHOWN]) + more + "\nMend the rows, or set data.on_bad_row=skip")
+    skipped += lines
 
 
 def _identity(tokenizer: Any) -> str:

@@ -14,14 +14,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data import squad
 from data.cache import kept
 from data.errors import UserError
 
 LINE = "__line__"
-"""The column that tells where a row stands: "line 12" or, in a json list, "item 12", from 1."""
+"""The column that tells where a row stands: "line 12" or, in a json list, "item 12", from 1; SQuAD has its own."""
 
 CHUNK = 10_000  # rows converted at once: some 10 MB of text
-VERSION = 2  # part of the cache key: raise it when what is written changes
+VERSION = 3  # part of the cache key: raise it when what is written changes
 
 Row = dict[str, Any]
 Placed = Iterator[tuple[str, "Row | str"]]  # (place, row), or (place, what is wrong with it)
@@ -211,7 +212,7 @@ def _parse(text: str) -> Row | str:
 
 
 def _json(file: Path) -> Placed:
-    """A JSON list of objects, or {"data": [...]}, or one object a line. O(file) memory."""
+    """A JSON list of objects, or {"data": [...]}, or SQuAD's articles, or one object a line. O(file) memory."""
     text = file.read_text(encoding="utf-8-sig")
     try:
         content = json.loads(text)
@@ -223,6 +224,9 @@ def _json(file: Path) -> Placed:
         return
     except (ValueError, RecursionError) as error:  # as in _parse
         raise UserError(f"{file}: unusable JSON ({error})") from error
+    if squad.recognised(content):
+        yield from squad.flat(content)
+        return
     rows = content["data"] if isinstance(content, dict) and isinstance(content.get("data"), list) else content
     for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
         yield f"item {number}", row if isinstance(row, dict) else f"a row must be a JSON object, not {str(row)[:40]!r}"

@@ -209,7 +209,8 @@ def _between(content: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"metrics: two report {twice[0]!r}; tell them apart with a prefix: {{name: ..., prefix: other_}}"
         )
-    known = ["loss", *dict.fromkeys(figures if given("metrics") else metrics.names())]
+    every = (name for metric in metrics.names() for name in metrics.figures(metrics.Choice(metric)))
+    known = ["loss", *dict.fromkeys(figures if given("metrics") else every)]
     if isinstance(best, str) and len(known) > 1 and (name := best.removeprefix("validation/")) not in known:
         allowed = f"there are {', '.join(known)}{nearest(name, known)}"
         problems.append(f"checkpoint.best: no metric of this config reports {best!r}; {allowed}")
@@ -226,12 +227,9 @@ def _figures(entries: Any) -> list[str]:
         choices = [metrics.parse(entry) for entry in _metrics(entries) or ()]
     except (UserError, TypeError):  # told elsewhere
         return []
-    averages = [choice.options.get("average", "auto") for choice in choices]
-    names = [
-        f"{choice.prefix}{choice.name}" + (f"_{average}" if average != "auto" else "")
-        for choice, average in zip(choices, averages, strict=True)
-    ]
-    return names if all(choice.name in metrics.names() for choice in choices) else []
+    if not all(choice.name in metrics.names() for choice in choices):
+        return []
+    return [name for choice in choices for name in metrics.figures(choice)]
 
 
 def _flat(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

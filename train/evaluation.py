@@ -34,6 +34,8 @@ class Evaluator:
     encoded: Encoded
     bounds: Bounds
     choices: list[metrics.Choice]
+    tuned_on: Evaluator | None = None
+    """The evaluator of the validation rows, where this one judges with what was chosen there: it must go first."""
     figures: dict[str, float] = field(default_factory=dict)
     """The figures of the last evaluation."""
     judged: int = -1
@@ -60,7 +62,11 @@ class Evaluator:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the last evaluation's predictions in the order of the rows, each with its `row` (from 0)."""
-        yield from self.task.records(self.found, self.encoded)
+        yield from self._tuned.records(self.found, self.encoded)
+
+    @property
+    def _tuned(self) -> Task:
+        return self.tuned_on.task if self.tuned_on else self.task
 
     @cached_property
     def _metrics(self) -> list[Any]:
@@ -94,7 +100,9 @@ class Evaluator:
         self.found = {name: stacked([share[1][name] for share in shares])[order] for name in shares[0][1]}
         counted = self.found.get("targets", self.encoded.column("targets"))
         figures = {"loss": float(self.found["loss"].sum(dtype=np.float64)) / int(counted.sum())}
-        outputs = self.task.outputs(self.found, self.encoded)
+        if self.role == "validation":
+            self.task = self.task.tuned(self.found, self.encoded)
+        outputs = self._tuned.outputs(self.found, self.encoded)
         figures.update(metrics.compute(self._metrics, outputs, self.task.kind))
         return {f"{self.role}/{name}": value for name, value in figures.items()}
 

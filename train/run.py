@@ -156,11 +156,14 @@ def _depths(ingredients: Ingredients, batches: Batches) -> dict[str, int]:
 
 def _evaluators(config: RunConfig, ingredients: Ingredients, model: Any, bounds: Bounds) -> dict[str, Evaluator]:
     chosen = [metrics.parse(entry) for entry in config.metrics or ingredients.task.default_metrics]
-    return {
-        role: Evaluator(role, ingredients.accelerator, model, ingredients.task, encoded, bounds, chosen)
-        for role, encoded in ingredients.splits.items()
-        if role != "train"
-    }
+    evaluators: dict[str, Evaluator] = {}
+    for role in ("validation", "test"):
+        if encoded := ingredients.splits.get(role):
+            first = evaluators.get("validation")
+            evaluators[role] = Evaluator(
+                role, ingredients.accelerator, model, ingredients.task, encoded, bounds, chosen, first
+            )
+    return evaluators
 
 
 def _checkpoints(config: RunConfig, accelerator: Accelerator) -> Checkpoints:

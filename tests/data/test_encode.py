@@ -192,6 +192,32 @@ def test_skipped_rows_are_listed_also_from_the_cache(encode: Encode, read: Read,
         assert encoded.column("row").tolist() == [0, 2]
 
 
+def test_rows_of_which_only_the_tokens_show_that_they_cannot_be_used(
+    encode: Encode, read: Read, tmp_path: Path
+) -> None:
+    class Windows(FakeEncoder):
+        def encode(self, rows: Any, tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+            features, short = super().encode(rows, tokenizer, max_length), []
+            for place, length in enumerate(features["length"]):
+                short += [place] * (2 if length < max_length else 0)  # two windows of each row that fits
+            unusable = [(place, "too long") for place in range(len(rows["text"])) if place not in short]
+            return {**{name: [values[place] for place in short] for name, values in features.items()},
+                    "row": short, "unusable": unusable}  # fmt: skip
+
+    rows = read(write(tmp_path / "x.jsonl", "a", "bad", "b" * 20, "c", "d" * 20))
+    with pytest.raises(UserError, match=r"line 2: 'text' is bad\nMend the rows"):
+        encode(rows, encoder=Windows())
+    mended = read(write(tmp_path / "y.jsonl", "a", "b" * 20, "c", "d" * 20))
+    with pytest.raises(UserError, match=r"y.jsonl, line 2: too long\ny.jsonl, line 4: too long\nMend the rows, or"):
+        encode(mended, encoder=Windows())
+    for _ in range(2):
+        encoded = encode(rows, encoder=Windows(), skip_bad=True)
+        assert encoded.column("row").tolist() == [0, 0, 3, 3]
+        assert [note[:16] for note in encoded.skipped] == ["x.jsonl, line 2:", "x.jsonl, line 3:", "x.jsonl, line 5:"]
+    with pytest.raises(UserError, match="no usable rows; 1 were skipped"):
+        encode(read(write(tmp_path / "z.jsonl", "b" * 20)), encoder=Windows(), skip_bad=True)
+
+
 def test_a_source_without_usable_rows(encode: Encode, read: Read, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.jsonl: no usable rows; 2 were skipped, the first: x\.jsonl, line 1: 'tex"):
         encode(read(write(tmp_path / "x.jsonl", "bad", "bad")), skip_bad=True)

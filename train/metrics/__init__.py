@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import evaluate
     from numpy.typing import NDArray
 
-__all__ = ["Choice", "Kind", "Module", "check", "compute", "higher_is_better", "load", "names", "parse", "rehearse"]
+__all__ = [
+    "Choice", "Kind", "Module", "check", "compute", "figures", "higher_is_better", "load", "names", "parse", "rehearse",
+]  # fmt: skip
 
 # What no file here computes, but a task or the Hub may report.
 ERRORS = ("loss", "mae", "rmse", "mape", "smape", "mase", "wer", "cer", "ter", "brier_score")
@@ -51,6 +53,14 @@ def parse(entry: str | Mapping[str, Any]) -> Choice:
     if name in names():
         options = _validate(name, options).model_dump(exclude_unset=True)
     return Choice(name, options, prefix)
+
+
+def figures(choice: Choice) -> list[str]:
+    """Return the names of all that a metric of this folder may report."""
+    own = getattr(_module(choice.name), "FIGURES", None)
+    average = choice.options.get("average", "auto")
+    results = own or [choice.name if average == "auto" else f"{choice.name}_{average}"]
+    return [choice.prefix + name for name in results]
 
 
 def check(choice: Choice, kind: Kind) -> None:

@@ -21,6 +21,7 @@ class Module(Protocol):
                        probabilities, or whatever else tasks of its kinds give ("losses", "tag_predictions", ...)
     AGAINST            the entry that it is held against; "references", if left out
     HIGHER_IS_BETTER   False for an error
+    FIGURES            only where its results have other names than its own: all that it may report
     Options            what the config may say beside the name; one called `classes` is filled in with C where the
                        config leaves it out and the scores tell it
     columns            only where both are neither class ids nor numbers: a function that returns the `datasets` types

@@ -85,7 +85,7 @@ class Task(ABC):
 
         Where a row becomes several examples (windows), or several rows become one (packing), `row` gives for each
         example the place in `rows` of the row it comes from, or of the first (and `rows` a list of all of them). See
-        `data.encode.Encoder` for `longest` and `problems`.
+        `data.encode.Encoder` for `longest` and `unusable`.
         """
 
     def check_model(self, model: nn.Module) -> None:  # noqa: B027  # most tasks have nothing to check
@@ -93,6 +93,13 @@ class Task(ABC):
 
     def informed(self, train: Encoded) -> Task:
         """Return the task with what it needs to know of the whole training set, such as the frequency of labels."""
+        return self
+
+    def tuned(self, found: Arrays, encoded: Encoded) -> Task:
+        """Return the task with what it chooses on the validation rows, such as a threshold, after each evaluation.
+
+        The figures and records of these very rows and those of the test rows are made by the task that this returns.
+        """
         return self
 
     def count(self, features: Features) -> int:

@@ -143,7 +143,7 @@ class MaskedLM(Task):
                 features["words"].append(words.tolist())
         problem = f"{self.text!r} holds no token that could be hidden"
         empty = sorted(set(range(len(texts))) - set(features["row"]))
-        return {**features, "problems": [(place, problem) for place in empty]}
+        return {**features, "unusable": [(place, problem) for place in empty]}
 
     def count(self, features: Features) -> int:
         """Return how many tokens of these examples `collate` hides, from the same draws."""

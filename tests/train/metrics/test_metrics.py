@@ -18,7 +18,7 @@ from train.metrics import Choice, Kind
 ROOT = Path(__file__).parents[3]
 LOCAL = [
     "accuracy", "bits_per_byte", "f1", "matthews_correlation", "mse", "pearson", "perplexity", "precision", "recall",
-    "roc_auc", "spearman",
+    "roc_auc", "spearman", "squad",
 ]  # fmt: skip
 LOWER = ("mse", "perplexity", "bits_per_byte")
 

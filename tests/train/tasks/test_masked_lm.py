@@ -201,7 +201,7 @@ def test_long_texts_are_cut_and_nothing_is_lost(whole_words: bool) -> None:
     for place, text in enumerate(texts):
         mine = [ids[1:-1] for row, ids in zip(encoded["row"], encoded["input_ids"], strict=True) if row == place]
         assert [*chain(*mine)] == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert encoded["row"].count(1) == 1 and encoded["problems"] == []
+    assert encoded["row"].count(1) == 1 and encoded["unusable"] == []
 
 
 def test_empty_documents_are_named_or_skipped(tokenizer: Any, tmp_path: Path) -> None:

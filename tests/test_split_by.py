@@ -1,0 +1,34 @@
+"""Whole groups are held out, the same ones on any machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from benchmarks.split_by import main, shared_out
+from data.errors import UserError
+
+
+def test_groups_stay_together_and_every_row_is_kept(tmp_path: Path) -> None:
+    rows = [{"title": f"article {number % 30}", "text": str(number)} for number in range(900)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = main(str(tmp_path / "all.jsonl"), "title", str(tmp_path / "out"), "test=0.2", "validation=0.1")
+    assert sizes == {"train": 630, "test": 180, "validation": 90}
+    parts = {
+        role: Dataset.from_parquet(str(tmp_path / "out" / f"{role}.parquet"), cache_dir=str(tmp_path)).to_list()
+        for role in sizes
+    }
+    titles = [{row["title"] for row in part} for part in parts.values()]
+    assert sum(map(len, titles)) == len(set().union(*titles)) == 30
+    assert sorted(int(row["text"]) for part in parts.values() for row in part) == list(range(900))
+    assert all(set(row) == {"title", "text"} for part in parts.values() for row in part)
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    groups = [f"g{number % 7}" for number in range(100)]
+    assert shared_out(groups, {"test": 0.3}) == shared_out(groups[::-1], {"test": 0.3})
+    with pytest.raises(UserError, match="nothing is left to train on: 7 groups of 100 rows"):
+        shared_out(groups, {"test": 1.0})
