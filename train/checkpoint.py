@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger("train")
+logging.getLogger("accelerate.utils.other").setLevel(
+    logging.ERROR
+)  # tied weights are saved once, each time with a warning
 
 STATE = "state.json"
 

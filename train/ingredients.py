@@ -55,7 +55,7 @@ def read(config: RunConfig) -> Ingredients:
     tokenizer, known = load_tokenizer(config.model, train_rows, cache, token)
     plugin = plugins.load(tasks, "task", config.task.name)
     task: Task = plugin.task.prepare(config.task, train_rows, tokenizer)
-    for choice in (metrics.parse(entry) for entry in config.metrics):
+    for choice in (metrics.parse(entry) for entry in config.metrics or task.default_metrics):
         metrics.check(choice, task.kind)
         if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation
             metrics.load(choice)
