@@ -191,12 +191,13 @@ def _part_biases(model: PreTrainedModel) -> None:
     it at its old length, or makes it the first one, which then would not be saved."""
     import torch
 
-    output: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if output is None or model.config.tie_word_embeddings:
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    bias = getattr(output, "bias", None)
+    if bias is None or model.config.tie_word_embeddings:
         return
     for module in model.modules():
         if getattr(module, "decoder", None) is output and isinstance(getattr(module, "bias", None), torch.nn.Parameter):
-            module.bias = torch.nn.Parameter(output.bias.detach().clone())  # type: ignore[union-attr]
+            module.bias = torch.nn.Parameter(bias.detach().clone())
 
 
 def _vocabulary_tensors(model: PreTrainedModel) -> Iterator[Any]:

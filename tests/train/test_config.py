@@ -19,6 +19,8 @@ CONTENT: dict[str, Any] = {
     "model": {"path": "some/model"},
 }
 
+SCRATCH = "{{config: {{model_type: gpt2}}, tokenizer: {{train: {{kind: char}}}}, {}}}"
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> str:
@@ -316,6 +318,9 @@ def test_changes_name_the_keys_that_matter(file: str) -> None:
         ("tracking.timeout=3", "tracking.timeout"),
         ("checkpoint.best_is=lowest", "checkpoint.best_is"),
         ("model={path: 'package:x/y', revision: z}", "model.revision"),
+        ("model={path: 'package:x/y', tokenizer: 'package:x/z', revision: z}", "model.revision"),
+        (f"model={SCRATCH.format('revision: z')}", "model.revision"),
+        (f"model={SCRATCH.format('trust_remote_code: true')}", "model.trust_remote_code"),
         ("data.validation={path: dev.jsonl, weight: 2}", "data.validation.weight"),
         ("data.train={path: a, weight: 2}", "data.train.weight"),
         ("data.train={path: '*.parquet', split: train}", "data.train.split"),
