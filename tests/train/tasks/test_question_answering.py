@@ -190,6 +190,7 @@ def test_the_loss_counts_the_context_and_the_null_position_only() -> None:
     assert (start.grad[0] != 0).tolist() == [place in places[0] for place in range(7)]
 
 
+@torch.no_grad()
 def test_padding_changes_no_loss_and_no_prediction(tiny_model: str, words: Any, tmp_path: Path) -> None:
     from transformers import AutoModelForQuestionAnswering
 
@@ -198,7 +199,7 @@ def test_padding_changes_no_loss_and_no_prediction(tiny_model: str, words: Any, 
     features = whole.features(np.arange(len(whole.dataset)))
     together = task.predict(model, task.collate(features))
     total = task.loss(model, task.collate(features))
-    assert float(total.detach()) == pytest.approx(float(together["loss"].sum()), abs=1e-9)
+    assert total.item() == pytest.approx(float(together["loss"].sum()), abs=1e-9)
     for example in range(len(whole.dataset)):
         alone = task.predict(model, task.collate(whole.features(np.array([example]))))
         assert float(alone["loss"]) == pytest.approx(float(together["loss"][example]), abs=1e-9)
