@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Choice", "Kind", "Module", "check", "compute", "higher_is_better", "load", "names", "parse", "rehearse"]
 
 # What no file here computes, but a task or the Hub may report.
-ERRORS = ("loss", "perplexity", "mae", "rmse", "mape", "smape", "mase", "wer", "cer", "ter", "brier_score")
+ERRORS = ("loss", "mae", "rmse", "mape", "smape", "mase", "wer", "cer", "ter", "brier_score")
 
 
 def names() -> list[str]:

@@ -17,7 +17,7 @@ from train.metrics import Choice, Kind
 
 ROOT = Path(__file__).parents[3]
 CLASSIC = ["accuracy", "f1", "matthews_correlation", "mse", "pearson", "precision", "recall", "roc_auc", "spearman"]
-LOCAL = sorted([*CLASSIC, "bits_per_byte"])
+LOCAL = sorted([*CLASSIC, "bits_per_byte", "perplexity"])
 
 
 def outputs(kind: str, size: int = 200, classes: int = 3) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def test_every_file_offers_what_the_contract_asks(name: str) -> None:
     module = metrics._module(name)
     assert module.KINDS and set(module.KINDS) <= set(get_args(Kind))
     if name in CLASSIC:
-        assert set(module.KINDS) <= {"single_label", "multi_label", "regression"}
+        assert set(module.KINDS) <= {"single_label", "multi_label", "regression", "masked_tokens"}
         assert module.TAKES in ("predictions", "scores")
-    assert module.HIGHER_IS_BETTER is (name not in ("mse", "bits_per_byte"))
+    assert module.HIGHER_IS_BETTER is (name not in ("mse", "bits_per_byte", "perplexity"))
     assert issubclass(module.Options, Section) and module.Options() and module.__doc__
     assert not {"name", "prefix"} & set(module.Options.model_fields)
 
@@ -112,7 +112,8 @@ def test_a_metric_on_the_wrong_kind_of_task_names_those_that_fit() -> None:
     ):
         compute([metrics.load(Choice("pearson"))], outputs("single_label"))
     with pytest.raises(
-        UserError, match=r"'accuracy' is for single_label and multi_label .* fit: mse, pearson, spearman"
+        UserError,
+        match=r"'accuracy' is for single_label and multi_label and masked_tokens .* fit: mse, pearson, spearman",
     ):
         compute([metrics.load(Choice("accuracy"))], outputs("regression"))
     metrics.check(Choice("rouge"), "regression")
