@@ -52,7 +52,9 @@ class Encoder(Protocol):
         """Return the features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count).
 
         An example a row, or several, or one for several: then `row` says, for each example, the place in `rows` of the
-        (first) row that it comes from; and `rows`, a list, those of all its parts.
+        (first) row that it comes from; and `rows`, a list, those of all its parts. Where an example is several
+        sequences, `longest` says how long the longest is. A row of which only its tokens show that it is unusable gives
+        no example: `problems` lists (its place in `rows`, what is wrong).
         """
 
 
@@ -186,13 +188,17 @@ def _encoded(rows: Rows, work: _Work, start: int, notes: Notes) -> Iterator[pa.T
             continue
         usable = {name: [values[row] for row in good] for name, values in chunk.items()}
         features = work.encoder.encode(usable, work.tokenizer, work.max_length)
+        wrong = features.pop("problems", [])
+        problems = [f"{rows.where(first + good[place])}: {problem}" for place, problem in wrong]
+        _note(problems, notes["skipped"], skip_bad=work.skip_bad)
         places = features.pop("row", range(len(good)))
         if not len(places):
             continue
         if "rows" in features:
             features["rows"] = [[start + first + good[place] for place in several] for several in features["rows"]]
         notes["examples"] += len(places)
-        notes["longest"] += int(np.count_nonzero(np.array(features["length"]) >= work.max_length))
+        longest = np.array(features.pop("longest", features["length"]))
+        notes["longest"] += int(np.count_nonzero(longest >= work.max_length))
         yield _table({"row": [start + first + good[place] for place in places], **features})
 
 
@@ -220,11 +226,16 @@ def _usable(
             good.append(row)
         else:
             problems.append(f"{rows.where(first + row)}: {problem}")
+    _note(problems, skipped, skip_bad=skip_bad)
+    return good
+
+
+def _note(problems: list[str], skipped: list[str], *, skip_bad: bool) -> None:
+    """Keep the problems among `skipped`, or raise for them."""
     if problems and not skip_bad:
         more = f" (and {len(problems) - SHOWN} more like this nearby)" if len(problems) > SHOWN else ""
         raise UserError("\n".join(problems[:SHOWN]) + more + "\nMend the rows, or set data.on_bad_row=skip")
     skipped += problems
-    return good
 
 
 def _identity(tokenizer: Any) -> str:

@@ -70,11 +70,11 @@ def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterat
 def _example(found: Ingredients, encoded: Encoded, place: int, seed: int, *, color: bool) -> Iterator[str]:
     """Yield one example as it goes into the model in the first epoch, with what is learned of it marked."""
     ids = np.array([place])
-    tensors = found.task.collate({**encoded.features(ids), "key": example_keys(ids, seed, 0)})
+    features = {**encoded.features(ids), "key": example_keys(ids, seed, 0)}
+    tensors = found.task.collate(features)
     text = "".join(_piece(piece, learned, color=color) for piece, learned in found.task.marks(tensors, found.tokenizer))
-    features = encoded.features(ids)
-    row, length, targets = (features[name][0] for name in ("row", "length", "targets"))
-    yield f"example {place} (row {row}), {length} tokens, {targets} targets"
+    row, length = (features[name][0] for name in ("row", "length"))
+    yield f"example {place} (row {row}), {length} tokens, {found.task.count(features)} targets"
     yield "\n".join(f"  {line}" for line in text.splitlines())
 
 

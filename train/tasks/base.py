@@ -84,7 +84,8 @@ class Task(ABC):
         """Return features of usable rows, among them `input_ids`, `length` (tokens) and `targets` (count).
 
         Where a row becomes several examples (windows), or several rows become one (packing), `row` gives for each
-        example the place in `rows` of the row it comes from, or of the first (and `rows` a list of all of them).
+        example the place in `rows` of the row it comes from, or of the first (and `rows` a list of all of them). See
+        `data.encode.Encoder` for `longest` and `problems`.
         """
 
     def check_model(self, model: nn.Module) -> None:  # noqa: B027  # most tasks have nothing to check

@@ -1,0 +1,293 @@
+"""Texts with some tokens hidden → those tokens: pretraining and adaptation of encoders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from data.collate import mask, pad
+from data.encode import Encoded, Features
+from data.errors import UserError
+from data.order import draws
+from data.source import Rows
+from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs, pieces
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TEXTS = ("text", "sentence", "content", "document")
+IGNORED: Final = -100  # the label of a token that is not to be guessed
+
+
+class Config(TaskConfig):
+    """Masked language modelling: which text, and how much of it is hidden, how."""
+
+    name: Literal["masked_lm"] = "masked_lm"
+    text: str | None = Field(None, description="Text column. Default: text, sentence, content or document.")
+    mask_rate: float = Field(0.15, gt=0.0, lt=1.0, description="Share of tokens that the model has to guess.")
+    replace: tuple[float, float, float] = Field(
+        (0.8, 0.1, 0.1),
+        description="Of the tokens to guess, the shares that become the mask token, become a random token, and stay.",
+    )
+    whole_words: bool = Field(False, description="Hide all pieces of a word or none.")
+
+    @field_validator("replace")
+    @classmethod
+    def _shares(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
+            raise ValueError(f"three shares that add up to 1 (mask token, random token, unchanged), not {list(value)}")
+        return value
+
+
+@dataclass(frozen=True)
+class MaskedLM(Task):
+    """Guessing hidden tokens; the loss is a sum over them.
+
+    What is hidden follows from an example's key alone: new in each epoch of training, the same in each evaluation. A
+    text longer than `max_length` becomes several examples, one after the other, so that nothing is lost.
+    """
+
+    config: Config
+    text: str
+    tokenizer: Any = field(repr=False)
+    special: NDArray[np.int64] = field(repr=False, compare=False)
+    """Ids that are never hidden and never drawn: of special tokens, unknown ones among them."""
+    regular: NDArray[np.int64] = field(repr=False, compare=False)
+    """All other ids, of which random tokens are drawn."""
+
+    kind = "masked_tokens"
+    model_class = "AutoModelForMaskedLM"
+    pipeline = "fill-mask"
+    default_metrics = ("perplexity", "accuracy")
+
+    @classmethod
+    def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> MaskedLM:
+        """Find the text; raise `UserError` for a tokenizer that cannot hide anything."""
+        there = rows[0].dataset.column_names
+        text = config.text or next((name for name in TEXTS if name in there), "text")
+        check_columns(rows, [text], "task (choose the column with task.text)")
+        if tokenizer.mask_token_id is None:
+            raise UserError(
+                "task masked_lm: the tokenizer has no mask token. Take a model that was made to fill in hidden tokens "
+                "(BERT, RoBERTa, ModernBERT, ...), or task causal_lm, which guesses each next token"
+            )
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"task masked_lm needs a fast tokenizer, to cut long texts; {type(tokenizer).__name__} is not"
+            )
+        special = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
+        regular = np.setdiff1d(np.array([*tokenizer.get_vocab().values()], dtype=np.int64), special)
+        return cls(config, text, tokenizer, special, regular)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The text column."""
+        return (self.text,)
+
+    @property
+    def identity(self) -> str:
+        """The column, the share that is hidden (targets are estimated with it), and whether words are kept."""
+        return json.dumps([self.text, self.config.mask_rate, self.config.whole_words])
+
+    def __str__(self) -> str:
+        """Say what is hidden."""
+        what = "the words" if self.config.whole_words else "the tokens"
+        return f"masked language modelling: {self.text}, {self.config.mask_rate:.0%} of {what} hidden"
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """Nothing: the head has the size of the vocabulary."""
+        return {}
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Texts must be strings that are not blank."""
+        value = row[self.text]
+        if not isinstance(value, str):
+            return f"{self.text!r} must be text, not {value!r}"
+        return None if value.strip() else f"{self.text!r} is empty: there is nothing to hide"
+
+    def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
+        """Tokenize texts and cut the long ones into consecutive examples; with whole words, number each one's words.
+
+        What holds no token that could be hidden (blanks of other scripts, unknown tokens only) gives no example; a
+        text of which nothing is left is named among the problems. `targets` is how many will be hidden, about.
+        """
+        texts = rows[self.text]
+        encoded = tokenizer(
+            texts, truncation=True, max_length=max_length, return_overflowing_tokens=True,
+            return_attention_mask=False, return_token_type_ids=False, return_offsets_mapping=self.config.whole_words,
+        )  # fmt: skip
+        places = encoded["overflow_to_sample_mapping"]
+        features: dict[str, list[Any]] = {"row": [], "input_ids": [], "length": [], "targets": []}
+        if self.config.whole_words:
+            features["words"] = []
+        for example, (place, ids) in enumerate(zip(places, encoded["input_ids"], strict=True)):
+            free = ~np.isin(ids, self.special)
+            if self.config.whole_words:
+                spans = encoded["offset_mapping"][example]
+                words = numbered(texts[place], encoded.word_ids(example), spans, free)
+                free = words >= 0
+            if not free.any():
+                continue
+            features["row"].append(place)
+            features["input_ids"].append(ids)
+            features["length"].append(len(ids))
+            features["targets"].append(max(1, round(self.config.mask_rate * int(free.sum()))))
+            if self.config.whole_words:
+                features["words"].append(words.tolist())
+        problem = f"{self.text!r} holds no token that could be hidden"
+        empty = sorted(set(range(len(texts))) - set(features["row"]))
+        return {**features, "problems": [(place, problem) for place in empty]}
+
+    def count(self, features: Features) -> int:
+        """Return how many tokens of these examples `collate` hides, from the same draws."""
+        return int(self._chosen(features).sum())
+
+    def _chosen(self, features: Features) -> NDArray[np.bool_]:
+        """Return which tokens are to be guessed, (B, T): each (each word) at the same rate, and at least one a row.
+
+        Whole words: the draw of its first place is that of all its pieces.
+        """
+        ids = pad(features["input_ids"], int(self.special[0])).numpy()
+        if self.config.whole_words:
+            units = pad(features["words"], -1).numpy()
+            free = units >= 0
+        else:
+            units = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+            free = ~np.isin(ids, self.special)
+        drawn = np.where(free, draws(features["key"][:, None], 3 * units), 2.0)
+        chosen: NDArray[np.bool_] = drawn <= np.maximum(self.config.mask_rate, drawn.min(axis=1, keepdims=True))
+        return chosen
+
+    def collate(self, features: Features) -> dict[str, Tensor]:
+        """input_ids with hidden tokens, attention_mask, labels (-100 where nothing is to be guessed): (B, T).
+
+        And `places`, (M,): where in (B x T) the labels are, so that no device has to be asked.
+        """
+        import torch
+
+        sequences = features["input_ids"]
+        ids, keys = pad(sequences, self.tokenizer.pad_token_id).numpy(), features["key"][:, None]
+        chosen = self._chosen(features)
+        masked, random, _ = self.config.replace
+        positions = np.arange(ids.shape[1])
+        how = draws(keys, 3 * positions + 1)
+        other = self.regular[(draws(keys, 3 * positions + 2) * len(self.regular)).astype(np.int64)]
+        given = np.where(how < masked, self.tokenizer.mask_token_id, np.where(how < masked + random, other, ids))
+        tensors = {
+            "input_ids": torch.from_numpy(np.where(chosen, given, ids)),
+            "labels": torch.from_numpy(np.where(chosen, ids, IGNORED)),
+            "places": torch.from_numpy(np.flatnonzero(chosen)),
+        }
+        if len({len(sequence) for sequence in sequences}) > 1:  # rectangular batches take attention's faster path
+            tensors["attention_mask"] = mask(sequences)
+        return tensors
+
+    def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+        """Cross entropy, summed over hidden tokens."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(*_guesses(model, tensors), reduction="sum")
+
+    def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give loss and targets, (B,); and for the M hidden tokens of the row that has most, each (B, M):
+
+        positions, predictions, references (ids, -100 beyond a row's own) and scores (probabilities, nan beyond).
+        """
+        logits, references = _guesses(model, tensors)
+        found = logits.log_softmax(1)
+        best = found.max(1)
+        hidden = tensors["labels"] != IGNORED
+        rows, positions = hidden.nonzero(as_tuple=True)
+        column = (hidden.cumsum(1) - 1)[rows, positions]
+        shape = (len(hidden), int(column.max()) + 1)
+
+        def spread(values: Tensor, fill: float) -> Tensor:
+            return values.new_full(shape, fill).index_put((rows, column), values)
+
+        losses = spread(-found.gather(1, references[:, None])[:, 0], 0.0).sum(1)
+        return {
+            "loss": losses,
+            "targets": hidden.sum(1),
+            "positions": spread(positions, IGNORED),
+            "given": spread(tensors["input_ids"][rows, positions], IGNORED),
+            "predictions": spread(best.indices, IGNORED),
+            "references": spread(references, IGNORED),
+            "scores": spread(best.values.exp(), float("nan")),
+        }
+
+    def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
+        """losses, targets: (n,) of examples; predictions, references: (m,) of all hidden tokens."""
+        hidden = found["references"] != IGNORED
+        tokens = {name: found[name][hidden] for name in ("predictions", "references")}
+        return {"losses": found["loss"], "targets": found["targets"], **tokens}
+
+    def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
+        """Yield for each example its loss and its hidden tokens: where, what stood there instead, and the guess."""
+        names = self.tokenizer.convert_ids_to_tokens
+        keys = ("position", "given", "prediction", "reference", "score")
+        for example, place in enumerate(encoded.places()):
+            count = int(found["targets"][example])
+            given, predictions, references = (
+                names(found[name][example, :count].tolist()) for name in ("given", "predictions", "references")
+            )
+            positions = found["positions"][example, :count].tolist()
+            scores = [round(score, 6) for score in found["scores"][example, :count].tolist()]
+            columns = zip(positions, given, predictions, references, scores, strict=True)
+            hidden = [dict(zip(keys, token, strict=True)) for token in columns]
+            yield {**place, "loss": round(float(found["loss"][example]), 6), "hidden": hidden}
+
+    def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
+        """The text as the model sees it, with the token to be guessed where there is one."""
+        labels = tensors["labels"][0].tolist()
+        shown = zip(pieces(tensors["input_ids"][0], tokenizer), labels, strict=True)
+        return [(piece, None if label == IGNORED else tokenizer.decode([label]).strip()) for piece, label in shown]
+
+
+def _guesses(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return logits (M, V) and labels (M,) of the hidden tokens.
+
+    The output layer, which for a small model costs more than all others together, is given the hidden tokens only: a
+    hook picks them on its way in. A model that takes no notice of the hook gives all, and they are picked then.
+    """
+    places = tensors["places"]
+    plain: Any = getattr(model, "module", model)  # inside DistributedDataParallel
+    layer = plain.get_output_embeddings()
+    hook = layer and layer.register_forward_pre_hook(lambda _, given: (given[0].flatten(0, 1)[places], *given[1:]))
+    try:
+        wanted = {name: tensor for name, tensor in inputs(tensors).items() if name != "places"}
+        logits: Tensor = model(**wanted).logits
+    finally:
+        if hook:
+            hook.remove()
+    logits = logits.flatten(0, 1)[places] if logits.dim() == 3 else logits
+    return logits, tensors["labels"].flatten()[places]
+
+
+def numbered(
+    text: str, numbers: Sequence[int | None], spans: Sequence[tuple[int, int]], free: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return for each token the word it belongs to, (T,), from 0; -1 where a piece of the word may not be hidden.
+
+    Words are what the tokenizer splits text into before it makes pieces, and end at blanks too, where a tokenizer
+    (some of sentencepiece's) does not split there.
+    """
+    words = np.full(len(numbers), -1)
+    word, before, start, stop = -1, None, 0, 0
+    for place, (number, (begin, end)) in enumerate(zip(numbers, spans, strict=True)):
+        if number is None:
+            continue
+        after_blank = text[begin : begin + 1].isspace() or text[max(0, begin - 1) : begin].isspace()
+        if number != before or (after_blank and begin >= stop and not text[start:stop].isspace()):
+            word += 1
+        words[place], before, start, stop = word, number, begin, end
+    return np.where(np.isin(words, words[~free]), -1, words)
+
+
+task = MaskedLM
