@@ -113,6 +113,13 @@ def test_the_scheme_of_the_task_is_that_of_the_metric() -> None:
         metrics.compute([other], {**outputs, "scheme": "iob1"}, "entities")
 
 
+def test_its_figures_can_choose_the_best_checkpoint() -> None:
+    names = ["precision", "recall", "f1", "accuracy"]
+    assert metrics.figures(metrics.parse("seqeval")) == names
+    assert metrics.figures(metrics.parse({"name": "seqeval", "prefix": "dev_"})) == [f"dev_{name}" for name in names]
+    assert all(map(metrics.higher_is_better, [*names, "f1_creative-work"]))
+
+
 def test_what_cannot_be_scored_is_named() -> None:
     with pytest.raises(UserError, match="'seqeval' takes tags such as O, B-PER and I-PER; got NOUN, VERB"):
         compute([["NOUN"]], [["VERB"]], Options())
