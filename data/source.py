@@ -25,7 +25,10 @@ SUFFIXES = (*text_files.READERS, *BINARY)
 class Source(Section):
     """One place that rows come from."""
 
-    path: str = Field(description="Hub name, local file, glob or saved data set, or package:NAME/path.")
+    path: str = Field(
+        description="Hub name, local file or glob (csv tsv json jsonl parquet arrow txt conll conllu), saved data set, "
+        "or package:NAME/path."
+    )
     name: str | None = Field(None, description="Configuration of a Hub data set.")
     split: str | None = Field(None, description="Split of a Hub or saved data set; default: the role it is used in.")
     revision: str | None = Field(None, description="Revision of a Hub data set.")

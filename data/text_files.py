@@ -1,4 +1,4 @@
-"""Text files (csv, tsv, json, jsonl, txt) → Arrow files, once, with the place of each row, naming what cannot be read.
+"""Text files (csv, tsv, json, jsonl, txt, CoNLL) → Arrow files, once, with the place of each row, naming bad rows.
 
 Cells of csv and tsv files stay the text that they are: "NA" is a text and "007" keeps its zeros.
 """
@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data import squad
+from data import conll, squad
 from data.cache import kept
 from data.errors import UserError
 
@@ -256,4 +256,8 @@ READERS: dict[str, Callable[[Path], Placed]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".txt": _texts,
+    ".conll": conll.words_and_tags,
+    ".iob": conll.words_and_tags,
+    ".bio": conll.words_and_tags,
+    ".conllu": conll.universal,
 }

@@ -121,6 +121,7 @@ def compute(metrics: Iterable[evaluate.EvaluationModule], outputs: Mapping[str, 
         raise UserError("there are no examples to evaluate; give a split that has some")
     scores = outputs.get("scores")
     classes = scores.shape[1] if scores is not None and kind == "single_label" else None
+    told = {"classes": classes, "scheme": outputs.get("scheme")}
     figures: dict[str, float] = {}
     for metric in metrics:
         choice: Choice = metric.choice
@@ -130,7 +131,7 @@ def compute(metrics: Iterable[evaluate.EvaluationModule], outputs: Mapping[str, 
         if takes not in outputs or against not in outputs:
             raise _lacks(choice, kind, outputs)
         if choice.name in names():
-            results = metric.figures(outputs[takes], outputs[against], classes)
+            results = metric.figures(outputs[takes], outputs[against], **told)
         else:
             results = _ask_hub_metric(metric, outputs[takes], outputs[against])
         for name, value in results.items():

@@ -8,9 +8,11 @@ from typing import Any, Literal, Protocol
 
 from data.section import Section
 
-Kind = Literal["single_label", "multi_label", "regression", "tags", "answers", "masked_tokens", "next_tokens"]
-"""What a task predicts: a class, labels or a number for each example; a tag for each word; a text out of a text; the
-tokens that were hidden; each next token."""
+Kind = Literal[
+    "single_label", "multi_label", "regression", "tags", "entities", "answers", "masked_tokens", "next_tokens"
+]
+"""What a task predicts: a class, labels or a number for each example; a tag for each word, of no scheme or of one that
+spells entities; a text out of a text; the tokens that were hidden; each next token."""
 
 
 class Module(Protocol):
@@ -23,7 +25,7 @@ class Module(Protocol):
     HIGHER_IS_BETTER   False for an error
     FIGURES            only where its results have other names than its own: all that it may report
     Options            what the config may say beside the name; one called `classes` is filled in with C where the
-                       config leaves it out and the scores tell it
+                       config leaves it out and the scores tell it; so is `scheme`, where the task gives its own
     columns            only where both are neither class ids nor numbers: a function that returns the `datasets` types
                        of one prediction and one reference, such as (List(Value("string")), List(Value("string")));
                        `compute` then gets the entries as the task gave them

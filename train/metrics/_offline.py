@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from typing import Any, final
 
 import evaluate
@@ -13,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from data.errors import UserError
 from data.section import Section
 from train.metrics._contract import Choice, Module
+
+SOURCES = {"classes": "the scores have", "scheme": "the task says"}
+"""The options that outputs can tell, and who tells them."""
 
 
 @final
@@ -30,9 +34,12 @@ class OfflineMetric(evaluate.Metric):
             super().__init__(cache_dir=folder, keep_in_memory=True, seed=0)
         self.info.module_name = choice.name
 
-    def figures(self, predictions: ArrayLike, references: ArrayLike, classes: int | None = None) -> dict[str, float]:
-        """Return results by name; shapes as in `train.metrics.compute`, scores as `predictions` if it takes those."""
-        options = self._options_for(classes)
+    def figures(self, predictions: ArrayLike, references: ArrayLike, **told: Any) -> dict[str, float]:
+        """Return results by name; shapes as in `train.metrics.compute`, scores as `predictions` if it takes those.
+
+        `told` are options that the outputs know (see SOURCES); None where they do not.
+        """
+        options = self._options_for(told)
         if self._columns:
             return self._module.compute(predictions, references, options)
         takes, against = self._module.TAKES, getattr(self._module, "AGAINST", "references")
@@ -66,9 +73,9 @@ class OfflineMetric(evaluate.Metric):
         )
 
     def _compute(
-        self, *, predictions: ArrayLike, references: ArrayLike, classes: int | None = None
+        self, *, predictions: ArrayLike, references: ArrayLike, classes: int | None = None, scheme: str | None = None
     ) -> dict[str, float]:
-        return self.figures(predictions, references, classes)
+        return self.figures(predictions, references, classes=classes, scheme=scheme)
 
     def _integers(self, values: ArrayLike) -> NDArray[np.int64]:
         given = np.asarray(values)
@@ -79,15 +86,15 @@ class OfflineMetric(evaluate.Metric):
             raise UserError(f"metric {self.choice.name!r} takes class ids or labels of 0 and 1; got {wrong}")
         return whole
 
-    def _options_for(self, classes: int | None) -> Section:
+    def _options_for(self, told: Mapping[str, Any]) -> Section:
         fields: dict[str, Any] = dict(self._options)
-        if classes is None or "classes" not in fields:
-            return self._options
-        if fields["classes"] not in (None, classes):
-            raise UserError(
-                f"metric {self.choice.name!r}: classes is {fields['classes']}, the scores have {classes}; leave it out"
-            )
-        return self._options.model_copy(update={"classes": classes})
+        known = {name: value for name, value in told.items() if value is not None and name in fields}
+        for name, value in known.items():
+            if fields[name] not in (None, value):
+                raise UserError(
+                    f"metric {self.choice.name!r}: {name} is {fields[name]}, {SOURCES[name]} {value}; leave it out"
+                )
+        return self._options.model_copy(update=known) if known else self._options
 
 
 def _reals(values: ArrayLike) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Accuracy: the share of examples, or of hidden tokens, that are right; several labels: all of them right."""
+"""Accuracy: the share of examples, words or hidden tokens that are right; several labels: all of them right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from data.section import Section
 from train.metrics._counting import Integers
 
-KINDS: Final = ("single_label", "multi_label", "masked_tokens")
+KINDS: Final = ("single_label", "multi_label", "tags", "entities", "masked_tokens")
 TAKES: Final = "predictions"
 HIGHER_IS_BETTER: Final = True
 
@@ -17,6 +17,6 @@ class Options(Section):
 
 
 def compute(predictions: Integers, references: Integers, options: Options) -> dict[str, float]:
-    """Return {"accuracy": 0.0 to 1.0} of (n,) class or token ids or (n, L) labels."""
+    """Return {"accuracy": 0.0 to 1.0} of (n,) class or token ids (-1: no prediction) or (n, L) labels."""
     right = predictions == references
     return {"accuracy": float((right.all(axis=1) if right.ndim == 2 else right).mean())}

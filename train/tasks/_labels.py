@@ -46,21 +46,23 @@ def kind(rows: Rows, column: str) -> Literal["single_label", "multi_label", "reg
     return "single_label"
 
 
-def find(rows: Sequence[Rows], column: str, names: tuple[str, ...] | None) -> Labels:
-    """Return a column's labels: those of the config, else of a ClassLabel, else all values of the training rows."""
+def find(rows: Sequence[Rows], column: str, names: tuple[str, ...] | None, key: str = "label") -> Labels:
+    """Return a column's labels: those of the config, else of a ClassLabel, else all values of the training rows.
+
+    `key` of the task's config chooses the column.
+    """
     declared = [_declared(part, column) for part in rows]
     if names is not None and len(set(names)) < len(names):
         raise UserError(f"task.labels: a label is named twice in {', '.join(names)}")
-    _refuse_multi_hot(rows[0], column)
     if names:
         return Labels(tuple(names), by_index=True)
     if all(declared):
         return Labels(tuple(dict.fromkeys(name for part in declared for name in part)), by_index=True)
-    values = {value for part in rows for value in _values(part, column)}
+    values = {value for part in rows for value in _values(part, column, key)}
     if len(values) < 2:
         raise UserError(
             f"{rows[0].name}: the column {column!r} holds {'one label only' if values else 'no labels'}: "
-            f"{', '.join(map(str, values))}; name all labels with task.labels, or choose the column with task.label"
+            f"{', '.join(map(str, values))}; name all labels with task.labels, or choose the column with task.{key}"
         )
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
     return Labels(tuple(str(value) for value in (sorted(values) if whole else sorted(values, key=str))))
@@ -71,7 +73,7 @@ def _declared(rows: Rows, column: str) -> tuple[str, ...]:
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
 
-def _values(rows: Rows, column: str) -> set[Any]:
+def _values(rows: Rows, column: str, key: str = "label") -> set[Any]:
     """All values by name, but missing ones, which `Task.problem` names row by row."""
     import pyarrow.compute as pc
 
@@ -79,13 +81,13 @@ def _values(rows: Rows, column: str) -> set[Any]:
     for chunk in rows.dataset.data.column(column).chunks:
         flat = pc.list_flatten(chunk) if hasattr(chunk, "offsets") else chunk
         if hasattr(flat, "fields") or hasattr(flat, "offsets") or "struct" in str(flat.type):
-            raise UserError(f"{rows.name}: the column {column!r} holds {flat.type}, which is no label; see task.label")
+            raise UserError(f"{rows.name}: the column {column!r} holds {flat.type}, which is no label; see task.{key}")
         found += pc.unique(flat).to_pylist()
     known = named({column: found}, rows.dataset.features) if _declared(rows, column) else {column: found}
     return set(known[column]) - {None}
 
 
-def _refuse_multi_hot(rows: Rows, column: str) -> None:
+def refuse_multi_hot(rows: Rows, column: str) -> None:
     """Lists of 0 and 1, all equally long, are places of labels to us and switches to the one who wrote them."""
     first = [value for value in rows.dataset[:200][column] if isinstance(value, list)]
     switches = len(first) > 1 and len({len(value) for value in first}) == 1 and len(first[0]) > 1

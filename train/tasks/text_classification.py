@@ -83,6 +83,8 @@ class TextClassification(Task):
             raise UserError(
                 f"task.threshold cannot take effect: {label!r} holds one label a row; it is for multi_label"
             )
+        if kind != "regression":
+            _labels.refuse_multi_hot(rows[0], label)
         labels = _labels.Labels(()) if kind == "regression" else _labels.find(rows, label, config.labels)
         return cls(config, tuple(texts), label, kind, labels, tokenizer.pad_token_id)
 

@@ -18,7 +18,7 @@ from train.metrics import Choice, Kind
 ROOT = Path(__file__).parents[3]
 LOCAL = [
     "accuracy", "bits_per_byte", "f1", "matthews_correlation", "mse", "pearson", "perplexity", "precision", "recall",
-    "roc_auc", "spearman", "squad",
+    "roc_auc", "seqeval", "spearman", "squad",
 ]  # fmt: skip
 LOWER = ("mse", "perplexity", "bits_per_byte")
 
@@ -66,7 +66,7 @@ def test_names_are_the_files() -> None:
 def test_every_file_offers_what_the_contract_asks(name: str) -> None:
     module = metrics._module(name)
     assert module.KINDS and set(module.KINDS) <= set(get_args(Kind))
-    assert module.TAKES in ("predictions", "scores", "losses")
+    assert module.TAKES in ("predictions", "scores", "losses", "tag_predictions")
     assert module.HIGHER_IS_BETTER is (name not in LOWER)
     assert issubclass(module.Options, Section) and module.Options() and module.__doc__
     assert not {"name", "prefix"} & set(module.Options.model_fields)
@@ -107,6 +107,7 @@ def test_all_problems_of_an_entry_come_at_once() -> None:
 def test_a_metric_on_the_wrong_kind_of_task_names_those_that_fit() -> None:
     assert fitting("regression") == ["mse", "pearson", "spearman"]
     assert fitting("multi_label") == ["accuracy", "f1", "precision", "recall", "roc_auc"]
+    assert (fitting("tags"), fitting("entities")) == (["accuracy"], ["accuracy", "seqeval"])
     assert fitting("single_label") == ["accuracy", "f1", "matthews_correlation", "precision", "recall", "roc_auc"]
     with pytest.raises(
         UserError, match=r"'pearson' is for regression .* is single_label; metrics that fit: accuracy, "
@@ -114,7 +115,7 @@ def test_a_metric_on_the_wrong_kind_of_task_names_those_that_fit() -> None:
         compute([metrics.load(Choice("pearson"))], outputs("single_label"))
     with pytest.raises(
         UserError,
-        match=r"'accuracy' is for single_label and multi_label and masked_tokens .* fit: mse, pearson, spearman",
+        match=r"'accuracy' is for single_label and multi_label and .* fit: mse, pearson, spearman",
     ):
         compute([metrics.load(Choice("accuracy"))], outputs("regression"))
     metrics.check(Choice("rouge"), "regression")
