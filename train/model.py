@@ -115,6 +115,7 @@ def load_model(
     torch.manual_seed(derive(seed, "model"))
     if settings.path is None:
         model = _from_scratch(settings.config, builder, from_task, tokenizer)
+        _let_ends_learn(model, tokenizer)
         return model.to(dtype=dtype), []  # type: ignore[call-arg]
     path = package.resolve(settings.path)
     if settings.sha256:
@@ -133,6 +134,7 @@ def load_model(
         raise
     except Exception as error:  # a damaged file, a size that does not fit, a config that cannot be: many kinds
         raise _unreachable(settings.path, error) from error
+    _let_ends_learn(model, tokenizer)
     return model, [*sorted(report["missing_keys"]), *_fit_embedding(model, ids(tokenizer), known)]
 
 
@@ -158,6 +160,17 @@ def _from_scratch(
     except Exception as error:  # a kind without such a head, sizes that do not go together
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model.config: no {builder.__name__} from scratch ({settings[KIND]}): {reason}") from error
+
+
+def _let_ends_learn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a token that begins or ends documents learn as an input, where it stands for padding too.
+
+    transformers keeps the embedding of the padding token from learning, in Llama and its kin. Padding itself has no
+    part in any loss, so nothing else changes.
+    """
+    table: Any = model.get_input_embeddings()
+    if getattr(table, "padding_idx", None) in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        table.padding_idx = None
 
 
 def _fit_embedding(model: PreTrainedModel, needed: int, known: int) -> list[str]:

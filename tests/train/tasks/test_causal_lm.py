@@ -23,6 +23,7 @@ from data.source import Rows
 from tests.conftest import WORDS, figures
 from tests.every_task.causal_lm import rows as sentences
 from tests.worker import carry_out
+from train.model import ModelConfig, load_model
 from train.tasks.causal_lm import CausalLanguageModelling, Config, token_losses
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -314,6 +315,28 @@ def test_a_recurrent_model_trains_resumes_and_is_exported(
                     chances = model(ids[None, :-1]).logits[0].log_softmax(1)
                 loss = -chances[range(len(ids) - 1), ids[1:]].sum().item()
                 assert line == {"row": line["row"], "loss": pytest.approx(loss, rel=1e-4), "tokens": len(ids) - 1}
+
+
+@pytest.mark.parametrize("scratch", [True, False])
+def test_a_token_that_begins_ends_and_pads_learns(scratch: bool, tiny_decoder: str, tmp_path: Path) -> None:
+    """As in GPT-2's tokenizer; a Llama would keep the embedding of its padding token from learning."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_decoder)
+    tokenizer.bos_token = tokenizer.pad_token = tokenizer.eos_token
+    build("llama", **FAMILIES["llama"]).save_pretrained(tmp_path)
+    kind = {"config": {"model_type": "llama", **FAMILIES["llama"]}, "tokenizer": tiny_decoder}
+    settings = ModelConfig(**(kind if scratch else {"path": str(tmp_path)}))
+    task = prepare(tokenizer)
+    model, _ = load_model(
+        settings, task.model_class, task.model_config, tokenizer,
+        known=len(tokenizer), dtype=torch.float64, seed=0, token=None,
+    )  # fmt: skip
+    task.check_model(model)
+    assert model.config.pad_token_id == model.config.eos_token_id == model.config.bos_token_id == 2
+    tensors = task.collate(features(task.encode({"text": ["w1 w2 w3", "w4"]}, tokenizer, 4)))
+    assert tensors["labels"].tolist() == [[4, 5, 6, 2], [7, 2, -100, -100]]
+    task.loss(model, tensors).backward()
+    changed = model.get_input_embeddings().weight.grad.abs().sum(1).nonzero().flatten().tolist()
+    assert changed == [2, 4, 5, 6, 7]
 
 
 def recurrent(tokenizer: str, tmp_path: Path) -> str:
