@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from data import package, text_files
+from data import package, samples, text_files
 from data.errors import UserError
 from data.section import Section, operational
 
@@ -27,10 +27,12 @@ class Source(Section):
 
     path: str = Field(
         description="Hub name, local file or glob (csv tsv json jsonl parquet arrow txt conll conllu), saved data set, "
-        "or package:NAME/path."
+        "package:NAME/path, or samples:NAME."
     )
     name: str | None = Field(None, description="Configuration of a Hub data set.")
-    split: str | None = Field(None, description="Split of a Hub or saved data set; default: the role it is used in.")
+    split: str | None = Field(
+        None, description="Split of a Hub or saved data set, or sample; default: the role it is used in."
+    )
     revision: str | None = Field(None, description="Revision of a Hub data set.")
     weight: float | None = Field(
         None, gt=0, description="Share in the mixture, relative to the other sources' weights."
@@ -101,6 +103,8 @@ def open_rows(source: Source, role: str, *, skip_bad: bool, cache: Path, token: 
     Rows stay on disk. Text files are read once into an Arrow file under `cache`; several processes may call this at
     once: one reads, the others wait for it and map the same file. Raises `UserError` with the file and the remedy.
     """
+    if source.path.startswith(samples.SCHEME):
+        return [_sample(source, role, cache)]
     path = Path(package.resolve(source.path)).expanduser()
     files = [path] if path.exists() or not glob.has_magic(str(path)) else _matches(path)
     if not files:
@@ -113,6 +117,14 @@ def open_rows(source: Source, role: str, *, skip_bad: bool, cache: Path, token: 
     else:
         opened = [Rows(_hub(source, role, token), source.path)]
     return _filled(opened, f"data.{role}: {source.path}")
+
+
+def _sample(source: Source, role: str, cache: Path) -> Rows:
+    from datasets import Dataset
+
+    _check_unused(source, role, "name", "revision")
+    arrow = samples.build(source.path, source.split or role, f"data.{role}", cache)
+    return Rows(Dataset.from_file(str(arrow)), source.path, lines=True)
 
 
 def _matches(pattern: Path) -> list[Path]:

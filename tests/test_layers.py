@@ -25,6 +25,7 @@ LAYERS: dict[str, float] = {
     "data.conll": -5,
     "data.squad": -5,
     "data.text_files": -4,
+    "data.samples": -3.5,
     "data.source": -3,
     "data.unigram": -5,
     "data.tokenizer_training": -2,
@@ -65,7 +66,7 @@ LAYERS: dict[str, float] = {
     "train.__main__": 7,
     "train.inspect": 7,
 }
-PACKAGES = ("train.tasks", "train.metrics")  # their files may import each other
+PACKAGES = ("train.tasks", "train.metrics", "data.samples")  # their files may import each other
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "wandb", "pyarrow", "sklearn", "scipy"}
 NOT_FOR_DATA = {"train", "accelerate", "transformers"}
 
