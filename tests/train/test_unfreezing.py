@@ -72,6 +72,7 @@ def test_each_layer_learns_in_its_time_at_its_rate(make_config: MakeConfig, tmp_
     for number in range(1, UPDATES + 1):
         after, optimizer = checkpoint(output, number)
         time, cut = number - 1, UPDATES // 10
+        # the paper's cut x (1 / cut_frac - 1) is UPDATES - cut where nothing is rounded; here it would end below zero
         height = time / cut if time < cut else 1 - (time - cut) / (UPDATES - cut)
         rate = 5e-3 * (1 + height * 31) / 32
         learns = (number - 1) // EVERY
