@@ -126,12 +126,13 @@ class CausalLanguageModelling(Task):
         pieces      positions of each document in the row; `rows` says which documents these are
         following   for each piece the token that its last position predicts, which need not stand in the row
         bytes       of the texts (UTF-8) that begin in the row
-        A document of one token predicts nothing and is left out: only a tokenizer with neither BOS nor EOS makes one.
+        A document of one token predicts nothing and is named as unusable: a tokenizer without BOS and EOS makes such.
         """
         texts = rows[self.text]
         encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)
         taken, predicted = self._positions(encoded["input_ids"])
         packed = PACKINGS[self.config.packing]([len(tokens) for tokens in predicted], max_length)
+        nothing = f"{self.text!r} is a single token, with none to predict"
         lengths = [sum(piece.stop - piece.start for piece in row) for row in packed]
         return {
             "input_ids": [
@@ -144,6 +145,7 @@ class CausalLanguageModelling(Task):
             "targets": lengths,
             "row": [row[0].document for row in packed],
             "rows": [[piece.document for piece in row] for row in packed],
+            "unusable": [(place, nothing) for place, tokens in enumerate(predicted) if not tokens],
         }
 
     def _positions(self, documents: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:

@@ -58,6 +58,7 @@ def features(encoded: dict[str, list[Any]]) -> dict[str, Any]:
     return {
         name: [np.array(value) for value in values] if isinstance(values[0], list) else np.array(values)
         for name, values in encoded.items()
+        if name != "unusable"
     }
 
 
@@ -87,6 +88,10 @@ def test_every_token_but_the_first_is_a_target_once(
     if not expected:
         assert encoded["input_ids"] == []
         return
+    alone = [place for place, document in enumerate(documents) if len(document) == 1]
+    assert [place for place, _ in encoded["unusable"]] == [
+        place for place in alone if packing != "concatenate" or not place
+    ]
     tensors = task.collate(features(encoded))
     learned = tensors["labels"] != -100
     pairs = list(zip(tensors["input_ids"][learned].tolist(), tensors["labels"][learned].tolist(), strict=True))
