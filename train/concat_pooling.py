@@ -54,7 +54,7 @@ class ConcatPoolingConfig(PreTrainedConfig):
         backbone.num_labels = 2  # as in any backbone
         if hasattr(backbone, "use_cache"):
             backbone.use_cache = False  # nothing is generated
-        return cls(backbone, "last" if last else "first", pad_token_id=backbone.pad_token_id, **labels)
+        return cls(backbone, "last" if last else "first", **labels)
 
 
 class ConcatPoolingForSequenceClassification(PreTrainedModel):
