@@ -39,6 +39,7 @@ LAYERS: dict[str, float] = {
     "train.layers": 0,
     "train.tracking_feed": 0,
     "train.overrides": 0,
+    "train.concat_pooling": 0,
     "train.files": 0,
     "train.schemes": 0,
     "train.weights": 0,

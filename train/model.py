@@ -85,7 +85,7 @@ def between(section: Any) -> Iterator[str]:
 
 def load_model(
     settings: ModelConfig,
-    model_class: str,
+    model_class: Any,
     from_task: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -111,7 +111,8 @@ def load_model(
             )
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its report of new layers is ours
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    builder = getattr(transformers, model_class)
+    _know_ours()
+    builder = getattr(transformers, model_class) if isinstance(model_class, str) else model_class
     torch.manual_seed(derive(seed, "model"))
     if settings.path is None:
         model = _from_scratch(settings.config, builder, from_task, tokenizer)
@@ -124,9 +125,10 @@ def load_model(
     try:
         config = transformers.AutoConfig.from_pretrained(path, **source)
         for key, value in {**settings.config, **from_task, "pad_token_id": tokenizer.pad_token_id}.items():
-            if key in settings.config and not hasattr(config, key):
-                raise UserError(f"model.config: {path} has no such key {key!r}{nearest(key, config.to_dict())}")
-            setattr(config, key, value)
+            owner = config if hasattr(config, key) else config.get_text_config()  # of a model made of several parts
+            if key in settings.config and not hasattr(owner, key):
+                raise UserError(f"model.config: {path} has no such key {key!r}{nearest(key, owner.to_dict())}")
+            setattr(owner, key, value)
         model, report = builder.from_pretrained(
             path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **source
         )
@@ -223,10 +225,23 @@ def _vocabulary_tensors(model: PreTrainedModel) -> Iterator[Any]:
         yield output.bias
 
 
+def _know_ours() -> None:
+    """Let transformers load the models of our own that were exported: here it need not trust what lies beside them."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from train.concat_pooling import ConcatPoolingConfig, ConcatPoolingForSequenceClassification
+
+    AutoConfig.register(ConcatPoolingConfig.model_type, ConcatPoolingConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        ConcatPoolingConfig, ConcatPoolingForSequenceClassification, exist_ok=True
+    )
+
+
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens the model can take; a model or tokenizer that sets no limit counts for nothing."""
-    positions = getattr(model.config, "max_position_embeddings", None) or 0
-    if positions < 1 or not getattr(model.config, "position_biased_input", True):
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if positions < 1 or not getattr(config, "position_biased_input", True):
         positions = 10**9  # DeBERTa-v3 knows only the distance between tokens, in buckets that have no end
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

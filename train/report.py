@@ -12,6 +12,11 @@ from train.checkpoint import State
 from train.config import RunConfig
 from train.tasks.base import Task
 
+OWN_CODE = """
+Its head is none that transformers has: the Python files in this folder define it, and `trust_remote_code=True` runs
+them. Read them first. The weights are safetensors.
+"""
+
 
 def results(
     figures: Mapping[str, float], state: State, *, path: str | None, examples: int, world: int, precision: str
@@ -34,8 +39,11 @@ def results(
     }
 
 
-def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates: int) -> str:
-    """Return the README.md of the exported model: what it is, how it scores, how to use it, how it was made."""
+def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates: int, own_code: bool) -> str:
+    """Return the README.md of the exported model: what it is, how it scores, how to use it, how it was made.
+
+    `own_code`: transformers needs the code that lies beside the weights.
+    """
     head = {
         "library_name": "transformers",
         **({"pipeline_tag": task.pipeline} if task.pipeline else {}),
@@ -55,9 +63,9 @@ def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates
 {rows or "| none | |"}
 
 ```python
-{_usage(task)}
+{_usage(task, own_code)}
 ```
-
+{OWN_CODE * own_code}
 The config of the run:
 
 ```yaml
@@ -70,11 +78,11 @@ def _is_hub_name(path: str | None) -> bool:
     return path is not None and ":" not in path and not Path(path).exists()
 
 
-def _usage(task: Task) -> str:
-    folder = '"path/to/this/folder"'
+def _usage(task: Task, own_code: bool) -> str:
+    given = '"path/to/this/folder"' + ", trust_remote_code=True" * own_code
     if task.pipeline:
-        return f'from transformers import pipeline\n\npredict = pipeline("{task.pipeline}", model={folder})'
+        return f'from transformers import pipeline\n\npredict = pipeline("{task.pipeline}", model={given})'
     names = f"{task.model_class}, AutoTokenizer"
-    loads = (f"{name} = {kind}.from_pretrained({folder})" for name, kind in
+    loads = (f"{name} = {kind}.from_pretrained({given})" for name, kind in
              (("model", task.model_class), ("tokenizer", "AutoTokenizer")))  # fmt: skip
     return "\n".join((f"from transformers import {names}", "", *loads))

@@ -226,7 +226,8 @@ def _finish(
     weights = accelerator.get_state_dict(learner.model)
     if not accelerator.is_main_process:
         return True
-    card = report.card(config, figures, ingredients.task, updates=exported)
+    own_code = ingredients.model._auto_class is not None
+    card = report.card(config, figures, ingredients.task, updates=exported, own_code=own_code)
     result = report.results(
         figures,
         state,

@@ -57,8 +57,8 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def model_class(self) -> str:
-        """The Auto class of transformers that builds its model."""
+    def model_class(self) -> Any:
+        """The Auto class of transformers that builds its model, by name; or a class of ours that does as they do."""
 
     @property
     @abstractmethod

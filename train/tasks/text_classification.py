@@ -51,6 +51,9 @@ class Config(TaskConfig):
         None, description="Weight of each label in the loss, or 'balanced': rows / (labels x rows of the label)."
     )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Share of the target spread over all labels.")
+    pooling: Literal["model", "concat"] = Field(
+        "model", description="What the label is read from: the model's own head, or ULMFiT's: last + max + mean."
+    )
     threshold: float = Field(0.5, gt=0.0, lt=1.0, description="multi_label: probability from which a label is given.")
 
 
@@ -107,8 +110,12 @@ class TextClassification(Task):
         return f"text classification, {self.kind}: {' + '.join(self.texts)} → {self.label}, {labels}"
 
     @property
-    def model_class(self) -> str:
+    def model_class(self) -> Any:
         """Sequence classification, also for pairs and for regression."""
+        if self.config.pooling == "concat":
+            from train.concat_pooling import ConcatPoolingForSequenceClassification
+
+            return ConcatPoolingForSequenceClassification
         return "AutoModelForSequenceClassification"
 
     @property
