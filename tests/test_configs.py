@@ -9,15 +9,35 @@ from typing import Any
 
 import pytest
 
-from train import config
+from train import config, stages
 from train.idle import idle_keys
 
 FOLDER = Path(__file__).parent.parent / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 
+STAGES = (("pretrain", "adapt", "classify"), ("minilm_adapt", "minilm_classify"))
+
+
 def test_there_are_some() -> None:
-    assert len(FILES) >= 6
+    assert len(FILES) >= 14
+
+
+def test_every_stage_of_ulmfit_belongs_to_a_command() -> None:
+    assert {path.stem for path in (FOLDER / "ulmfit").glob("*.yaml")} == {name for names in STAGES for name in names}
+
+
+@pytest.mark.parametrize("names", STAGES)
+def test_stages(names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    files = [f"configs/ulmfit/{name}.yaml" for name in names]
+    found = stages.read(files, [], resume_anyway=False)
+    for name, stage, before in zip(names, found, [None, *found], strict=False):
+        assert Path(stage.file).read_text().splitlines()[0] == "# yaml-language-server: $schema=../schema.json"
+        assert stage.config.output == f"runs/ulmfit/{name}"
+        assert idle_keys(stage.config) == []
+        if before is not None:
+            assert stage.config.model.path == f"{before.config.output}/model"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
