@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import write_config
-from train.inspect import main
+from train.inspect import _joined, _piece, main
 from train.tasks.base import pieces
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -57,3 +57,8 @@ def test_pieces_make_up_the_text(tiny_model: str) -> None:
     ids = tokenizer("w1 w2 w3 w4 w5 w6 w7 w8 w9 w10")["input_ids"]
     found = pieces(torch.tensor(ids), tokenizer)
     assert len(found) == len(ids) and "".join(found) == tokenizer.decode(ids)
+
+
+def test_what_is_learned_as_it_stands_is_marked_as_one() -> None:
+    marks = [("a", None), (" b", "b"), ("##c", "##c"), (" [MASK]", "d"), (" e", "d"), ("", "good")]
+    assert "".join(_piece(*mark, color=False) for mark in _joined(marks)) == "a [b##c] [[MASK]→d] [e→d]  → good"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -72,10 +75,22 @@ def _example(found: Ingredients, encoded: Encoded, place: int, seed: int, *, col
     ids = np.array([place])
     features = {**encoded.features(ids), "key": example_keys(ids, seed, 0)}
     tensors = found.task.collate(features)
-    text = "".join(_piece(piece, learned, color=color) for piece, learned in found.task.marks(tensors, found.tokenizer))
+    marks = _joined(found.task.marks(tensors, found.tokenizer))
+    text = "".join(_piece(piece, learned, color=color) for piece, learned in marks)
     row, length = (features[name][0] for name in ("row", "length"))
     yield f"example {place} (row {row}), {length} tokens, {found.task.count(features)} targets"
     yield "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _joined(marks: Sequence[tuple[str, str | None]]) -> Iterator[tuple[str, str | None]]:
+    """Make one of neighbouring pieces of which nothing is learned, or that are learned as they stand."""
+    for kind, group in groupby(marks, key=lambda mark: mark[1] if mark[1] != mark[0].strip() else True):
+        members = list(group)
+        if kind is True and members[0][0]:
+            text = "".join(piece for piece, _ in members)
+            yield text, text.strip()
+        else:
+            yield from members
 
 
 def _piece(piece: str, learned: str | None, *, color: bool) -> str:
