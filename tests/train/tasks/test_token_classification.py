@@ -168,9 +168,9 @@ def test_a_batch_without_any_target_divides_by_one(tmp_path: Path) -> None:
     assert features["input_ids"][0].tolist() == [2, 3]
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "byte_level"])
-def test_padding_changes_no_loss(kind: str, tmp_path: Path) -> None:
-    from transformers import BertConfig, BertForTokenClassification
+@pytest.mark.parametrize(("kind", "family"), [("wordpiece", "bert"), ("byte_level", "gpt2")])
+def test_padding_changes_no_loss(kind: str, family: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForTokenClassification
 
     generator, tokenizer = random.Random(1), tokenizer_of(kind)
     vocabulary = " ".join(TEXT).split()
@@ -178,9 +178,11 @@ def test_padding_changes_no_loss(kind: str, tmp_path: Path) -> None:
     rows = [{**row, "tags": [generator.choice(["N", "V", "A"]) for _ in row["tokens"]]} for row in rows]
     task, encoded = encoded_of(rows, tokenizer, tmp_path, 20)
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=16, **task.model_config)  # fmt: skip
-    model = BertForTokenClassification(config).double().eval()
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    if family == "gpt2":
+        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 2, "eos_token_id": 3}
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), pad_token_id=0, **shape, **task.model_config)
+    model = AutoModelForTokenClassification.from_config(config).double().eval()
     ids = np.arange(len(encoded.dataset))
     together = task.loss(model, task.collate(encoded.features(ids)))
     alone = [task.loss(model, task.collate(encoded.features(ids[[one]]))) for one in ids]
