@@ -21,6 +21,7 @@ def run(program: str, folder: Path, **environment: str) -> str:
             "PYTHONPATH": str(ROOT),
             "HF_HOME": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # torch makes it when it is imported
             **environment,
         },
         capture_output=True,
