@@ -77,7 +77,7 @@ def test_missing_config(refused: Callable[..., str]) -> None:
 
 def test_no_such_task(refused: Callable[..., str], file: str) -> None:
     message = refused(file, "task.name=text_clasification")
-    assert "there are text_classification" in message and "did you mean 'text_classification'?" in message
+    assert "there are causal_lm, " in message and "did you mean 'text_classification'?" in message
 
 
 def test_what_is_no_assignment_and_no_option(refused: Callable[..., str], file: str) -> None:
