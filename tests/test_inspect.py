@@ -37,10 +37,24 @@ def test_examples_lengths_balance_copies_and_overlap(
     assert "lengths 4 examples, 19 tokens, 4.8 on average" in lines
     assert "        1 reach max_length 8: they were cut, or just fit" in lines
     assert "label           3 (75.0%)  yes" in lines and "label           1 (25.0%)  no" in lines
-    assert "copies  1 examples are equal to an earlier one (25.0%)" in lines  # the tokenizer sees no blanks
-    overlap = "overlap 1 examples of validation are in train too (50.0%): figures on them flatter the model"
+    assert "copies  1 texts are equal to an earlier one (25.0%)" in lines  # the tokenizer sees no blanks
+    overlap = "overlap 1 texts of validation are in train too (50.0%): figures on them flatter the model"
     assert lines[-1] == overlap
     assert not (tmp_path / "out").exists()
+
+
+def test_packed_documents_are_compared_one_by_one(
+    make_config: MakeConfig, tiny_decoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever rows they are packed in."""
+    config = make_config(task={"name": "causal_lm"}, data__max_length=8)
+    config["model"] = {"path": tiny_decoder}
+    texts = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9", "w1 w2", "w10 w11 w12"]
+    for role, values in (("train", texts), ("validation", [*reversed(texts[:3]), "w20 w21"])):
+        Path(config["data"][role]).write_text("".join(json.dumps({"text": text}) + "\n" for text in values))
+    lines = inspect(config, tmp_path, capsys)
+    assert "copies  1 texts are equal to an earlier one (20.0%)" in lines
+    assert lines[-1].startswith("overlap 3 texts of validation are in train too (75.0%)")
 
 
 def test_colours_and_problems(make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

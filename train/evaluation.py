@@ -99,7 +99,8 @@ class Evaluator:
         assert np.array_equal(ids[order], np.arange(len(self.encoded.dataset))), "an example is missing or repeated"
         self.found = {name: stacked([share[1][name] for share in shares])[order] for name in shares[0][1]}
         counted = self.found.get("targets", self.encoded.column("targets"))
-        figures = {"loss": float(self.found["loss"].sum(dtype=np.float64)) / int(counted.sum())}
+        targets = max(1, int(counted.sum()))  # none where the tokenizer leaves nothing of any word
+        figures = {"loss": float(self.found["loss"].sum(dtype=np.float64)) / targets}
         if self.role == "validation":
             self.task = self.task.tuned(self.found, self.encoded)
         outputs = self._tuned.outputs(self.found, self.encoded)

@@ -59,7 +59,8 @@ def read(config: RunConfig) -> Ingredients:
         metrics.check(choice, task.kind)
         if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation
             metrics.load(choice)
-        metrics.rehearse(choice, task.kind, len(task.model_config.get("id2label", ())))
+        labels = tuple(task.model_config.get("id2label", {}).values())
+        metrics.rehearse(choice, task.kind, labels, getattr(task, "scheme", None))
     dtype = torch.float64 if precision == "fp64" else torch.float32
     model, new = load_model(
         config.model, task.model_class, task.model_config, tokenizer,

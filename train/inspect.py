@@ -9,7 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,9 +22,11 @@ from train import config
 
 if TYPE_CHECKING:
     from train.ingredients import Ingredients
+    from train.tasks.base import Task
 
 MARK, NOTE, PLAIN = "\033[1;32m", "\033[35m", "\033[0m"
 LABELS_SHOWN = 30
+CHUNK = 1_000  # examples read at once
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,14 +62,14 @@ def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterat
             yield from _example(found, encoded, place, seed, color=color)
         yield from _lengths(encoded, found.max_length)
         yield from _balance(found.task.balance(encoded))
-        digests[role] = inputs = _digests(encoded)
+        digests[role] = inputs = _digests(encoded, found.task)
         copies = len(inputs) - len(np.unique(inputs))
-        yield f"copies  {copies:,} examples are equal to an earlier one{_share(copies, len(inputs))}"
+        yield f"copies  {copies:,} texts are equal to an earlier one{_share(copies, len(inputs))}"
     for role, inputs in digests.items():
         if role != "train":
             common = int(np.isin(inputs, digests["train"]).sum())
             warning = ": figures on them flatter the model" if common else ""
-            yield f"overlap {common:,} examples of {role} are in train too{_share(common, len(inputs))}{warning}"
+            yield f"overlap {common:,} texts of {role} are in train too{_share(common, len(inputs))}{warning}"
 
 
 def _example(found: Ingredients, encoded: Encoded, place: int, seed: int, *, color: bool) -> Iterator[str]:
@@ -129,13 +131,12 @@ def _share(part: int, whole: int) -> str:
     return f" ({part / max(1, whole):.1%})"
 
 
-def _digests(encoded: Encoded) -> NDArray[np.uint64]:
-    """Return 64 bits of each example's tokens, (n,): equal for equal inputs. Reads the tokens once, in chunks."""
+def _digests(encoded: Encoded, task: Task) -> NDArray[np.uint64]:
+    """Return 64 bits of each text's tokens, (texts,): equal for equal texts. Reads the examples once, in chunks."""
     found = []
-    for chunk in encoded.dataset.data.column("input_ids").chunks:
-        values, offsets = chunk.values.to_numpy(zero_copy_only=False), chunk.offsets.to_numpy()
-        for start, end in pairwise(offsets.tolist()):
-            found.append(hashlib.blake2b(values[start:end].tobytes(), digest_size=8).digest())
+    for start in range(0, len(encoded.dataset), CHUNK):
+        features = encoded.features(np.arange(start, min(start + CHUNK, len(encoded.dataset))))
+        found += [hashlib.blake2b(tokens.tobytes(), digest_size=8).digest() for tokens in task.contents(features)]
     return np.frombuffer(b"".join(found), dtype=np.uint64)
 
 

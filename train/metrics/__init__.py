@@ -10,7 +10,7 @@ import importlib
 import numbers
 import pkgutil
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -92,17 +92,25 @@ def load(choice: Choice) -> evaluate.EvaluationModule:
     return _load_from_hub(choice)
 
 
-def rehearse(choice: Choice, kind: Kind, labels: int) -> None:
-    """Raise UserError now for options that this task's `labels` would refuse at the first evaluation."""
-    if choice.name not in names() or not choice.options or kind not in ("single_label", "multi_label", "regression"):
+def rehearse(choice: Choice, kind: Kind, labels: Sequence[str], scheme: str | None = None) -> None:
+    """Raise UserError now for what this task's labels, or the scheme of its tags, would refuse at the first evaluation.
+
+    `labels` are none where each row has its own choices, of which there are no scores.
+    """
+    if choice.name not in names() or kind not in ("single_label", "multi_label", "regression", "entities"):
         return
-    if not labels:  # choices, which differ from row to row
+    if not choice.options and (labels or kind != "single_label"):
         return
-    if kind == "regression":
-        outputs: dict[str, NDArray[Any]] = {"predictions": np.arange(3.0), "references": np.arange(3.0)}
+    outputs: dict[str, Any]
+    if kind == "entities":
+        words, tags = np.arange(len(labels)), [list(labels)]
+        outputs = {"predictions": words, "references": words, "tag_predictions": tags, "tag_references": tags}
+        outputs["scheme"] = scheme
+    elif kind == "regression" or not labels:
+        outputs = {"predictions": np.arange(3.0), "references": np.arange(3.0)}
     else:
-        scores = np.eye(labels)
-        ids = np.arange(labels) if kind == "single_label" else np.eye(labels, dtype=np.int64)
+        scores = np.eye(len(labels))
+        ids = np.arange(len(labels)) if kind == "single_label" else scores.astype(np.int64)
         outputs = {"predictions": ids, "references": ids, "scores": scores}
     compute([load(choice)], outputs, kind)
 

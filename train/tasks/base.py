@@ -137,6 +137,11 @@ class Task(ABC):
         """Return how often each kind of target is there, by name: for people who look at their data."""
         return {}
 
+    def contents(self, features: Features) -> Sequence[NDArray[Any]]:
+        """Return the tokens of each text that could be a copy of another: of each example, unless it holds several."""
+        found: Sequence[NDArray[Any]] = features["input_ids"]
+        return found
+
     def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
         """Return the pieces of text of one collated example (B = 1), each with what is learned there, or None.
 

@@ -190,6 +190,11 @@ class CausalLanguageModelling(Task):
         tensors = {"input_ids": ids, "labels": torch.from_numpy(labels), "pieces": pad(features["pieces"], 0)}
         return tensors | ({"position_ids": torch.from_numpy(positions)} if self.config.packing == "documents" else {})
 
+    def contents(self, features: Features) -> list[Any]:
+        """Return each document, or piece of a long one: the row that it is packed in says nothing of it."""
+        rows = zip(features["input_ids"], features["pieces"], strict=True)
+        return [piece for ids, sizes in rows for piece in np.split(ids, np.cumsum(sizes)[:-1])]
+
     def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
         """Each document of the row on lines of its own; all but its first token is learned."""
         import torch

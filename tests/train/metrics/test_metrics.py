@@ -226,3 +226,14 @@ def test_higher_is_better() -> None:
     assert not any(
         map(metrics.higher_is_better, ["mse", "loss", "eval/loss", "eval_loss", "dev_mse", "dev.perplexity"])
     )
+
+
+def test_what_would_be_refused_at_the_first_evaluation_is_refused_before_training() -> None:
+    other = metrics.parse({"name": "seqeval", "strict": True, "scheme": "bioes"})
+    with pytest.raises(UserError, match=r"seqeval.*scheme is bioes, the task says iob2"):
+        metrics.rehearse(other, "entities", ("O", "B-X", "I-X"), "iob2")
+    metrics.rehearse(metrics.parse({"name": "seqeval", "strict": True}), "entities", ("O", "B-X", "I-X"), "iob2")
+    with pytest.raises(UserError, match=r"'roc_auc' needs scores.*choose from accuracy"):
+        metrics.rehearse(metrics.parse("roc_auc"), "single_label", ())
+    metrics.rehearse(metrics.parse("roc_auc"), "single_label", ("no", "yes"))
+    metrics.rehearse(metrics.parse({"name": "f1", "average": "macro"}), "single_label", ())

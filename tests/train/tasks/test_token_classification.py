@@ -295,6 +295,14 @@ def test_a_run_from_conll_with_bad_rows_named(make_config: MakeConfig, tmp_path:
     assert "lines 1 to 2" in (tmp_path / "out" / "skipped_rows_validation.txt").read_text()
 
 
+def test_a_validation_set_without_any_readable_word_is_judged(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(task={"name": "token_classification"}, data__max_length=16, updates=1)
+    for role, rows in (("train", run_rows(40, 0)), ("validation", [{"tokens": [""], "tags": ["low"]}])):
+        Path(config["data"][role]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert carry_out(config) == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["metrics"]["validation/loss"] == 0.0
+
+
 def test_inspect_marks_first_pieces_and_counts_tags(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("wordpiece")
     task, encoded = encoded_of([{"tokens": ["the", "café"], "tags": ["D", "N"]}], tokenizer, tmp_path, 16)
