@@ -98,6 +98,14 @@ def _union(spans: Iterable[Span]) -> Span | None:
     return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
 
 
+def unused(model: nn.Module, forward: Callable[[], object]) -> list[str]:
+    """Return the trainable parameters that one `forward()` does not use: those of experts that were not chosen, or the
+    second bias of an untied BERT head. It is watched without gradients."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    uses = _uses(model, named.values(), forward)
+    return [name for name, parameter in named.items() if parameter not in uses]
+
+
 class _Watch(TorchFunctionMode):
     """Notes when each parameter is used: in any operation that makes a tensor (asking for its dtype is none)."""
 

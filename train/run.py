@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import send_to_device
 
 from data.batches import Batches
@@ -19,7 +21,7 @@ from train.durations import in_updates, total_updates
 from train.evaluation import Evaluator
 from train.ingredients import Ingredients, read
 from train.journal import Journal, clock
-from train.layers import depths
+from train.layers import depths, unused
 from train.loop import Every, fit
 from train.model import export
 from train.optim import build_optimizer, rate, scales
@@ -126,8 +128,16 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
     per_epoch = batches.order.updates_per_epoch
     warmup, decay = (in_updates(value, per_epoch, updates) for value in (settings.warmup, settings.decay))
     unfreeze = max(1, in_updates(settings.unfreeze, per_epoch, updates)) if settings.unfreeze is not None else 0
-    built = build_optimizer(ingredients.model, settings, _depths(ingredients, batches) if settings.by_layer else {})
+    found: dict[str, int] = {}
+    if settings.by_layer:
+        found = depths(ingredients.model, _first_loss(ingredients, batches), ingredients.new_parameters)
+    built = build_optimizer(ingredients.model, settings, found)
     scale = scales(settings, built, unfreeze, updates)
+    if accelerator.num_processes > 1 and accelerator.ddp_handler is not None:
+        missing = len(unused(ingredients.model, _first_loss(ingredients, batches)))
+        total = accelerator.reduce(torch.tensor(missing, device=accelerator.device), "sum")
+        # DDP would wait for gradients that never come; all processes must look for them, or none
+        accelerator.ddp_handler.find_unused_parameters = bool(total.item())
     model, optimizer = accelerator.prepare(ingredients.model, built)
     model.train()
     return Learner(
@@ -145,13 +155,17 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
     )
 
 
-def _depths(ingredients: Ingredients, batches: Batches) -> dict[str, int]:
-    """Return how far below the head each parameter is, seen in a forward pass over this process's first micro-batch."""
+def _first_loss(ingredients: Ingredients, batches: Batches) -> Callable[[], object]:
+    """Return the forward pass of this process's first micro-batch: to watch what it uses."""
     accelerator, task = ingredients.accelerator, ingredients.task
     model = ingredients.model.to(accelerator.device)
     tensors = send_to_device(batches.batch(1).parts[0].tensors, accelerator.device)
-    with accelerator.autocast():
-        return depths(model, lambda: task.loss(model, tensors), ingredients.new_parameters)
+
+    def forward() -> object:
+        with accelerator.autocast():
+            return task.loss(model, tensors)
+
+    return forward
 
 
 def _evaluators(config: RunConfig, ingredients: Ingredients, model: Any, bounds: Bounds) -> dict[str, Evaluator]:

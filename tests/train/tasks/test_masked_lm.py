@@ -22,6 +22,7 @@ from data.order import example_keys
 from data.source import Rows
 from tests import every_task
 from tests.conftest import WORDS, figures
+from tests.distributed import launch
 from tests.worker import carry_out
 from train.tasks.masked_lm import IGNORED, Config, MaskedLM
 
@@ -336,3 +337,25 @@ def test_inspect_shows_what_is_to_be_guessed(tokenizer: Any) -> None:
     learned = [mark for _, mark in marks if mark]
     assert learned == [tokenizer.decode([label]) for label in tensors["labels"][0].tolist() if label != IGNORED]
     assert len(marks) == 12
+
+
+def test_a_parameter_that_nothing_reads_does_not_hold_up_several_processes(
+    make_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    """An untied head of BERT has a second bias for which no gradient comes: DDP must not wait for it."""
+    rows = every_task.load("masked_lm").rows
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(100, 0)))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "tie_word_embeddings": False}
+    configs = [
+        make_config(
+            task={"name": "masked_lm"}, data__train=str(tmp_path / "rows.jsonl"), output=str(tmp_path / f"out-{world}"),
+            data__validation=str(tmp_path / "rows.jsonl"), updates=4, metrics=["perplexity"],
+            model={"config": {"model_type": "bert", **sizes, **quiet}, "tokenizer": {"train": {"kind": "char"}}},
+        )
+        for world in (1, 2)
+    ]  # fmt: skip
+    assert carry_out(configs[0]) == 0
+    launch([{"config": configs[1]}], 2, tmp_path)
+    losses = [list(figures(tmp_path / f"out-{world}", "train/loss").values()) for world in (1, 2)]
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-9)
