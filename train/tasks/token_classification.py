@@ -184,7 +184,7 @@ class TokenClassification(Task):
     def _overlap(self, room: int) -> int:
         overlap = room // 4 if self.config.stride is None else self.config.stride
         if overlap >= room:
-            raise UserError(f"task.stride: must be less than the {room} pieces that a window holds, not {overlap}")
+            raise UserError(f"task.stride: {overlap} must be less than the {room} pieces data.max_length leaves")
         return overlap
 
     def balance(self, encoded: Encoded) -> dict[str, int]:

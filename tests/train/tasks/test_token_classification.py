@@ -254,7 +254,7 @@ def test_problems_of_rows_are_named() -> None:
 
 def test_windows_need_room(tmp_path: Path) -> None:
     rows = [{"tokens": ["the", "cat"], "tags": ["N", "V"]}]
-    with pytest.raises(UserError, match=r"task.stride: must be less than the 14 pieces that a window holds, not 14"):
+    with pytest.raises(UserError, match=r"task.stride: 14 must be less than the 14 pieces data.max_length leaves"):
         encoded_of(rows, tokenizer_of("wordpiece"), tmp_path, 16, stride=14)
     _, narrow = encoded_of([{"tokens": ["the"] * 40, "tags": ["N", "V"] * 20}], tokenizer_of("wordpiece"), tmp_path, 12)
     _, wide = encoded_of(
