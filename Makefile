@@ -24,7 +24,7 @@ quickstart: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m train configs/quickstart.yaml
 
 test: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

@@ -22,8 +22,6 @@ from tests.distributed import ROOT, launch
 from tests.worker import carry_out
 from train import plugins, tasks
 
-pytestmark = pytest.mark.xdist_group("every task")  # they share runs
-
 TASKS = plugins.names(tasks)
 UPDATES = 12
 NO_DROPOUT = {
