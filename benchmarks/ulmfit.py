@@ -72,11 +72,15 @@ def _table(config: Path, variants: dict[str, tuple[str, ...]], output: Path, see
         found = []
         for seed in range(seeds):
             folder = output / f"{config.stem}-{number}-{seed}"
-            _train([config], f"output={folder}", f"seed={seed}", *(change.format(output=output) if "{output}" in change
-                                                                   else change for change in changes))  # fmt: skip
+            _train([config], f"output={folder}", f"seed={seed}", *filled(changes, output))
             found.append(json.loads((folder / "result.json").read_text())["metrics"]["validation/accuracy"])
         each = " ".join(f"{value:.4f}" for value in found)
         print(f"| {name} | {statistics.mean(found):.4f} | {max(found) - min(found):.4f} | {each} |", flush=True)
+
+
+def filled(changes: tuple[str, ...], output: Path) -> list[str]:
+    """Return the key=value of a row with the folder of the earlier stages put in."""
+    return [change.replace("{output}", str(output)) for change in changes]
 
 
 def _train(configs: list[Path], *changes: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import ulmfit
 from train import config, stages
 from train.idle import idle_keys
 
@@ -46,6 +47,15 @@ def test_config(file: Path) -> None:
     assert file.read_text().splitlines()[0] == "# yaml-language-server: $schema=schema.json"
     assert settings.output == f"runs/{file.stem}"
     assert idle_keys(settings) == []
+
+
+@pytest.mark.parametrize("stage, variants", [("classify", ulmfit.DECODER), ("minilm_classify", ulmfit.ENCODER)])
+def test_every_row_of_the_ablation_is_a_config(stage: str, variants: dict[str, tuple[str, ...]]) -> None:
+    found = [
+        config.read(str(FOLDER / "ulmfit" / f"{stage}.yaml"), ulmfit.filled(changes, Path("runs")))
+        for changes in variants.values()
+    ]
+    assert len({str(settings.dump()) for settings in found}) == len(variants) >= 2, "two rows are the same run"
 
 
 def test_schema_is_up_to_date() -> None:

@@ -88,8 +88,9 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("then, now", [("one", "one"), ("one", None), ("", "one"), (None, "one"), (None, None)])
-def test_what_has_not_changed(then: str | None, now: str | None) -> None:
+def test_what_has_not_changed(then: str | None, now: str | None, caplog: pytest.LogCaptureFixture) -> None:
     weights.check_same("path", then, now, Path("out"), anyway=False, speaks=True)
+    assert caplog.messages == []
 
 
 def test_what_has_changed(caplog: pytest.LogCaptureFixture) -> None:
