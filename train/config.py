@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from data.section import Section, operational
 from data.source import DataConfig
 from train import metrics, overrides, plugins, tasks
 from train.durations import Interval
-from train.model import ModelConfig, between
+from train.model_config import ModelConfig, between
 from train.optim import OptimConfig
 from train.problems import explain, truths
 from train.tasks.base import TaskConfig
@@ -211,7 +212,8 @@ def _between(content: Mapping[str, Any]) -> list[str]:
         )
     every = (name for metric in metrics.names() for name in metrics.figures(metrics.Choice(metric)))
     known = ["loss", *dict.fromkeys(figures if given("metrics") else every)]
-    if isinstance(best, str) and len(known) > 1 and (name := best.removeprefix("validation/")) not in known:
+    name = best.removeprefix("validation/") if isinstance(best, str) else ""
+    if name and len(known) > 1 and not any(fnmatchcase(name, pattern) for pattern in known):
         allowed = f"there are {', '.join(known)}{nearest(name, known)}"
         problems.append(f"checkpoint.best: no metric of this config reports {best!r}; {allowed}")
     if isinstance(sources, list | tuple):

@@ -66,7 +66,9 @@ def read(config: RunConfig) -> Ingredients:
         config.model, task.model_class, task.model_config, tokenizer,
         known=known, dtype=dtype, seed=config.seed, token=token,
     )  # fmt: skip
-    task.check_model(model)
+    model.to(accelerator.device)
+    with accelerator.autocast():  # what is proved of a kernel is true of this device and precision only
+        task.check_model(model)
     limit = longest_input(model, tokenizer)
     max_length = config.data.max_length or min(512, limit)
     if max_length > limit:

@@ -8,30 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
 from data import package
 from data.errors import UserError
-from data.section import Section
 from data.source import Rows
 from data.tokenizer_training import BOS, EOS, MASK, PAD, SPECIALS, UNK, TokenizerTraining, train_tokenizer
+from train.model_config import ModelConfig, TrainedTokenizer
 from train.scratch import blank_config, reads_both_ways
 
 if TYPE_CHECKING:
     from tokenizers.processors import PostProcessor
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from train.model import ModelConfig
-
 log = logging.getLogger("train")
 
 NAMES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
-
-
-class TrainedTokenizer(Section):
-    """A tokenizer that is made from the training rows."""
-
-    train: TokenizerTraining = Field(description="Kind, size and text of the tokenizer.")
 
 
 def load_tokenizer(

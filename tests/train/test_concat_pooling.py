@@ -20,7 +20,8 @@ from data.errors import UserError
 from tests.conftest import WORDS, figures
 from tests.distributed import ROOT, launch
 from tests.worker import carry_out
-from train.model import ModelConfig, load_model
+from train.model import load_model
+from train.model_config import ModelConfig
 
 MakeConfig = Callable[..., dict[str, Any]]
 

@@ -199,6 +199,11 @@ def test_best_needs_something_to_judge_on(file: str) -> None:
     assert "there are loss, accuracy, dev_f1_macro; did you mean 'dev_f1_macro'?" in message
     for best in ("loss", "accuracy", "validation/f1_macro"):
         read(file, "metrics=[accuracy, {name: f1, average: macro}]", f"checkpoint.best={best}")
+    per_type = "metrics=[{name: seqeval, per_type: true}]"
+    assert read(file, per_type, "checkpoint.best=f1_person").checkpoint.best == "f1_person"
+    assert "there are loss, precision, recall, f1, accuracy" in problems(
+        file, "metrics=[seqeval]", "checkpoint.best=f1_person"
+    )
     assert read(file, "metrics=[hub/metric]", "checkpoint.best=anything").checkpoint.best == "anything"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from data.errors import UserError
 from data.source import Rows
-from train.model import ModelConfig
+from train.model_config import ModelConfig
 from train.tokenizer import ids, load_tokenizer, special_ids
 
 TEXTS = ["The old man  and the sea.", "A tale\nof two cities, and\tone more", "the theme of the thesis: THE end"]

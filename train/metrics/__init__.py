@@ -56,10 +56,11 @@ def parse(entry: str | Mapping[str, Any]) -> Choice:
 
 
 def figures(choice: Choice) -> list[str]:
-    """Return the names of all that a metric of this folder may report."""
-    own = getattr(_module(choice.name), "FIGURES", None)
+    """Return the names of all that a metric of this folder may report; with * where the data give the names."""
+    own, added = (getattr(_module(choice.name), name, None) for name in ("FIGURES", "FIGURES_WITH"))
     average = choice.options.get("average", "auto")
-    results = own or [choice.name if average == "auto" else f"{choice.name}_{average}"]
+    results = [*(own or [choice.name if average == "auto" else f"{choice.name}_{average}"])]
+    results += [name for option, names in (added or {}).items() if choice.options.get(option) for name in names]
     return [choice.prefix + name for name in results]
 
 

@@ -24,6 +24,7 @@ class Module(Protocol):
     AGAINST            the entry that it is held against; "references", if left out
     HIGHER_IS_BETTER   False for an error
     FIGURES            only where its results have other names than its own: all that it may report
+    FIGURES_WITH       only where an option adds some: their names by option; f1_* where the data give the names
     Options            what the config may say beside the name; one called `classes` is filled in with C where the
                        config leaves it out and the scores tell it; so is `scheme`, where the task gives its own
     columns            only where both are neither class ids nor numbers: a function that returns the `datasets` types

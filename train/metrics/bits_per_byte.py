@@ -23,7 +23,7 @@ def compute(losses: Reals, sizes: Reals, options: Options) -> dict[str, float]:
     """Return {"bits_per_byte": 0.0 or more}: all losses (n,), in nats, over all sizes (n,), in bytes of UTF-8.
 
     Comparable between tokenizers, which perplexity is not (https://arxiv.org/abs/2101.00027, section 3.1). Where the
-    tokenizer has no BOS token, a document's first token is not predicted, but its bytes count.
+    tokenizer has no BOS token, nothing predicts a document's first token, and its bytes are left out.
     """
     size = total(sizes)
     if size <= 0:

@@ -18,6 +18,7 @@ TAKES: Final = "tag_predictions"
 AGAINST: Final = "tag_references"
 HIGHER_IS_BETTER: Final = True
 FIGURES: Final = ("precision", "recall", "f1", "accuracy")
+FIGURES_WITH: Final = {"per_type": ("f1_*",)}
 
 Tags = Sequence[Sequence[str | None]]
 

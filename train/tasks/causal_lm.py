@@ -125,12 +125,17 @@ class CausalLanguageModelling(Task):
         input_ids   the tokens taken in; each predicts the next one
         pieces      positions of each document in the row; `rows` says which documents these are
         following   for each piece the token that its last position predicts, which need not stand in the row
-        bytes       of the texts (UTF-8) that begin in the row
+        bytes       of the texts (UTF-8) that begin in the row, without those of a first token that nothing predicts
         A document of one token predicts nothing and is named as unusable: a tokenizer without BOS and EOS makes such.
         """
         texts = rows[self.text]
         encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)
-        taken, predicted = self._positions(encoded["input_ids"])
+        taken, predicted, given = self._positions(encoded["input_ids"])
+        sizes = [len(text.encode()) for text in texts]
+        if encoded.is_fast:
+            for place, first in enumerate(given):
+                if first is not None and (span := encoded.token_to_chars(place, first)):
+                    sizes[place] = len(texts[place][span.end :].encode())
         packed = PACKINGS[self.config.packing]([len(tokens) for tokens in predicted], max_length)
         nothing = f"{self.text!r} is a single token, with none to predict"
         lengths = [sum(piece.stop - piece.start for piece in row) for row in packed]
@@ -140,7 +145,7 @@ class CausalLanguageModelling(Task):
             ],
             "pieces": [[piece.stop - piece.start for piece in row] for row in packed],
             "following": [[predicted[piece.document][piece.stop - 1] for piece in row] for row in packed],
-            "bytes": [sum(len(texts[piece.document].encode()) for piece in row if piece.start == 0) for row in packed],
+            "bytes": [sum(sizes[piece.document] for piece in row if piece.start == 0) for row in packed],
             "length": lengths,
             "targets": lengths,
             "row": [row[0].document for row in packed],
@@ -148,12 +153,13 @@ class CausalLanguageModelling(Task):
             "unusable": [(place, nothing) for place, tokens in enumerate(predicted) if not tokens],
         }
 
-    def _positions(self, documents: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
-        """Return the tokens that each document takes in, and those that it predicts at the same positions."""
+    def _positions(self, documents: list[list[int]]) -> tuple[list[list[int]], list[list[int]], list[int | None]]:
+        """Return the tokens that each document takes in, those that it predicts at the same positions, and which token
+        of its own begins it, predicted by nothing: none, where BOS or the document before does that."""
         concatenate = self.config.packing == "concatenate"
         begin = [] if self.bos is None or (concatenate and self.bos == self.eos) else [self.bos]
         end = [] if self.eos is None else [self.eos]
-        taken, predicted = [], []
+        taken, predicted, given = [], [], []
         before: list[int] = []
         for ids in documents:
             first, last = 0, len(ids)
@@ -164,8 +170,9 @@ class CausalLanguageModelling(Task):
             tokens = [*before, *begin, *ids[first:last], *end]
             taken.append(tokens[:-1])
             predicted.append(tokens[1:])
+            given.append(None if before or begin or first == last else first)
             before = tokens[-1:] if concatenate else []
-        return taken, predicted
+        return taken, predicted, given
 
     def collate(self, features: Features) -> dict[str, Tensor]:
         """input_ids and labels, which stand where they are predicted: (B, T); pieces (B, P), 0 where a row has fewer.
