@@ -40,7 +40,7 @@ def kind(rows: Rows, column: str) -> Literal["single_label", "multi_label", "reg
     if feature.dtype.startswith("float"):
         return "regression"
     if "string" in feature.dtype:
-        values = _values(rows, column)
+        values = distinct(rows, column)
         if values and all(_is_number(value) for value in values) and any("." in value for value in values):
             return "regression"
     return "single_label"
@@ -58,7 +58,7 @@ def find(rows: Sequence[Rows], column: str, names: tuple[str, ...] | None, key: 
         return Labels(tuple(names), by_index=True)
     if all(declared):
         return Labels(tuple(dict.fromkeys(name for part in declared for name in part)), by_index=True)
-    values = {value for part in rows for value in _values(part, column, key)}
+    values = {value for part in rows for value in distinct(part, column, key)}
     if len(values) < 2:
         raise UserError(
             f"{rows[0].name}: the column {column!r} holds {'one label only' if values else 'no labels'}: "
@@ -73,7 +73,7 @@ def _declared(rows: Rows, column: str) -> tuple[str, ...]:
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
 
 
-def _values(rows: Rows, column: str, key: str = "label") -> set[Any]:
+def distinct(rows: Rows, column: str, key: str = "label") -> set[Any]:
     """All values by name, but missing ones, which `Task.problem` names row by row."""
     import pyarrow.compute as pc
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import accumulate, pairwise
-from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
+from train.tasks._choices import Choices
 from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ class MultipleChoice(Task):
 
     context: str | None
     question: str
-    choices: tuple[str, ...]
-    label: str
+    choices: Choices
     padding: int
 
     kind = "single_label"
@@ -87,22 +86,23 @@ class MultipleChoice(Task):
             raise UserError(
                 f"task.choices: a list names a column for each choice; for one that lists them: {choices[0]}"
             )
-        return cls(context, question, choices, label, tokenizer.pad_token_id)
+        return cls(context, question, Choices.found(choices, label, rows), tokenizer.pad_token_id)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Context (if there is one), question, choices and label."""
-        return (*([self.context] if self.context else []), self.question, *self.choices, self.label)
+        return (*([self.context] if self.context else []), self.question, *self.choices.columns, self.choices.label)
 
     @property
     def identity(self) -> str:
         """The columns and what each is."""
-        return json.dumps([self.context, self.question, self.choices, self.label])
+        return json.dumps([self.context, self.question, *astuple(self.choices)])
 
     def __str__(self) -> str:
         """Say what was found in the data."""
         prompt = f"{self.context} + {self.question}" if self.context else self.question
-        return f"multiple choice: {prompt} + {', '.join(self.choices)} → {self.label}"
+        counted = " (counted from 1)" if self.choices.first else ""
+        return f"multiple choice: {prompt} + {', '.join(self.choices.columns)} → {self.choices.label}{counted}"
 
     @property
     def model_config(self) -> dict[str, Any]:
@@ -116,55 +116,7 @@ class MultipleChoice(Task):
                 return f"{name!r} must be text, not {row[name]!r}"
             if not row[name].strip():
                 return f"{name!r} is empty"
-        texts, keys = self._listed(row)
-        where, value = ", ".join(map(repr, self.choices)), row[self.choices[0]]
-        if len(self.choices) == 1 and value is not None and not isinstance(value, list | dict):
-            return f"{where} must be a list, not {value!r}; name a column for each choice with task.choices: [...]"
-        if len(texts) < 2:
-            return f"{where}: {'one choice' if texts else 'no choices'}, where at least two are needed"
-        for place, text in enumerate(texts):
-            if not isinstance(text, str):
-                return f"{where}: choice {place} (from 0) must be text, not {text!r}"
-            if not text.strip():
-                return f"{where}: choice {place} (from 0) is empty"
-        if keys and not len(set(keys)) == len(keys) == len(texts):
-            return f"{where}: {len(texts)} choices need as many different labels, not {', '.join(keys)}"
-        if self._right(row) is None:
-            known = ", ".join(keys) if keys else f"0 to {len(texts) - 1}, or {' '.join(ascii_uppercase[: len(texts)])}"
-            return f"{self.label!r} is {row[self.label]!r}, which is none of the {len(texts)} choices: {known}"
-        return None
-
-    def _listed(self, row: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
-        """Return the choices of a row, and their labels where they have some of their own.
-
-        Lists of texts, lists of {text, label} or, as `datasets` stores those, {text: [...], label: [...]}; with a
-        column for each choice, empty cells at the end mean that the row has fewer.
-        """
-        if len(self.choices) > 1:
-            cells = [row[name] for name in self.choices]
-            while cells and (cells[-1] is None or not str(cells[-1]).strip()):
-                cells.pop()
-            return cells, []
-        value = row[self.choices[0]] or []
-        if isinstance(value, list) and all(isinstance(choice, dict) for choice in value):
-            value = {name: [choice.get(name) for choice in value] for name in ("text", "label")}
-        if isinstance(value, dict):
-            return list(value.get("text") or []), [str(key) for key in value.get("label") or [] if key is not None]
-        return value, []
-
-    def _right(self, row: Mapping[str, Any]) -> int | None:
-        """Return the place of the right choice: given by its own label, else by place from 0 or by letter from A.
-
-        Where choices have labels, a place counts only if none of these is a number, and a letter not at all.
-        """
-        texts, keys = self._listed(row)
-        name = str(row[self.label]).strip()
-        if name in keys:
-            return keys.index(name)
-        if name.isdecimal() and not any(key.isdecimal() for key in keys):
-            return int(name) if int(name) < len(texts) else None
-        letters = "" if keys else ascii_uppercase[: len(texts)]
-        return letters.index(name) if len(name) == 1 and name in letters else None
+        return self.choices.problem(row)
 
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Tokenize a pair (prompt, choice) for each choice; those of a row lie one after the other, as long as `sizes`.
@@ -175,7 +127,7 @@ class MultipleChoice(Task):
         most the ratio of the largest number of choices to the smallest.
         """
         table = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-        listed = [self._listed(row)[0] for row in table]
+        listed = [self.choices.of(row)[0] for row in table]
         prompts = [" ".join(row[name].strip() for name in self.columns[: 2 if self.context else 1]) for row in table]
         pairs = [(prompt, choice) for prompt, texts in zip(prompts, listed, strict=True) for choice in texts]
         encoded = _pairs(pairs, tokenizer, max_length)
@@ -190,7 +142,7 @@ class MultipleChoice(Task):
             **features,
             "sizes": sizes,
             "choices": [len(lengths) for lengths in sizes],
-            "label": [self._right(row) for row in table],
+            "label": [self.choices.right(row) for row in table],
             "length": [len(lengths) * most for lengths, most in zip(sizes, longest, strict=True)],
             "longest": longest,
             "targets": [1] * len(sizes),

@@ -75,14 +75,14 @@ def test_the_shapes_of_the_fields_data_sets(
     assert task.columns == columns
     stored = Dataset.from_list([row])[0]
     assert task.problem(stored) is None
-    assert (task._listed(stored)[0], task._right(stored)) == (texts, right)
+    assert (task.choices.of(stored)[0], task.choices.right(stored)) == (texts, right)
 
 
 def test_labels() -> None:
     task = prepare([ROW])
 
     def right(label: Any, choices: Any = ("a", "b", "c")) -> int | None:
-        return task._right({"question": "q", "choices": choices, "label": label})
+        return task.choices.right({"question": "q", "choices": choices, "label": label})
 
     assert [right(label) for label in (0, "2", "A", "C", " B ")] == [0, 2, 0, 2, 1]
     assert [right(label) for label in (3, -1, "D", None, True, "", "AB", 1.5)] == [None] * 8
@@ -93,13 +93,29 @@ def test_labels() -> None:
         {"question": Value("string"), "choices": List(Value("string")), "label": ClassLabel(names=["A", "B"])}
     )
     rows = Rows(Dataset.from_dict({**{k: [v] for k, v in ROW.items()}, "label": [1]}, features=classes), "x.parquet")
-    assert task._right({**ROW, "label": classes["label"].int2str(rows.dataset[0]["label"])}) == 1
+    assert task.choices.right({**ROW, "label": classes["label"].int2str(rows.dataset[0]["label"])}) == 1
+
+
+def test_places_that_can_only_be_counted_from_1() -> None:
+    """WinoGrande spells the two options "1" and "2": from 0, every "1" would be read as the second, in silence."""
+    rows = [{"sentence": "s _", "option1": "a", "option2": "b", "answer": answer} for answer in ("1", "2", "1", "")]
+    columns: dict[str, Any] = {"question": "sentence", "choices": ["option1", "option2"]}
+    task = prepare(rows, **columns)
+    assert [task.choices.right(row) for row in rows] == [0, 1, 0, None] and "answer (counted from 1)" in str(task)
+    assert "none of the 2 choices: 1 to 2, or A B" in str(task.problem(rows[3]))
+    assert [prepare(rows[:1], **columns).choices.right(row) for row in rows] == [1, None, 1, None]  # may be from 0
+    uneven = [{**ROW, "label": label} for label in (1, 2)] + [{**ROW, "choices": ["a", "b"], "label": 2}]
+    assert [prepare(uneven).choices.right(row) for row in uneven] == [0, 1, 1]
+    assert [prepare([*uneven, {**ROW, "label": 0}]).choices.right(row) for row in uneven] == [1, 2, None]
+    classes = Features({**{k: Value("string") for k in ("question", "a", "b")}, "label": ClassLabel(names=["1", "2"])})
+    stored = Dataset.from_dict({"question": ["q"] * 2, "a": ["x"] * 2, "b": ["y"] * 2, "label": [0, 1]}, classes)
+    assert prepare(stored, choices=["a", "b"]).choices.first == 1
 
 
 def test_with_a_column_for_each_choice_the_last_may_be_empty() -> None:
     row = {"question": "q", "a": "x", "b": "y", "c": " ", "d": None, "label": 1}
     task = prepare([row], choices=["a", "b", "c", "d"])
-    assert task.problem(row) is None and task._listed(row) == (["x", "y"], [])
+    assert task.problem(row) is None and task.choices.of(row) == (["x", "y"], [])
     assert "choice 1 (from 0) is empty" in str(task.problem({**row, "b": "", "c": "z"}))
     assert "none of the 2 choices: 0 to 1, or A B" in str(task.problem({**row, "label": 2}))
 
