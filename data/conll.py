@@ -21,12 +21,17 @@ def words_and_tags(file: Path) -> Placed:
     """Yield each sentence of a file like CoNLL-2003's, or the first line of it that cannot be read.
 
     The first column is `tokens`, the last one `tags`, those between are named by number: "column 2". Cells stand apart
-    by tabs or, in a line without any, by blanks. All lines have as many as the first.
+    by tabs or, in a line without any, by blanks. All lines have as many as the first. Lines before a sentence that
+    begin with # and have not as many (`# id 17`) are comments.
     """
     width = 0
     for lines in _sentences(file):
         words = [line.split("\t") if "\t" in line else BLANKS.split(line.strip(" ")) for _, line in lines]
-        width = width or len(words[0]) * (len(words[0]) > 1)
+        width = width or next((len(cells) for cells in words if len(cells) > 1 and not cells[0].startswith("#")), 0)
+        first = next((place for place, cells in enumerate(words) if not _is_comment(cells, width)), len(words))
+        lines, words = lines[first:], words[first:]
+        if not words:
+            continue
         problems = (_misfit(cells, width) for cells in words)
         bad = next(((number, problem) for (number, _), problem in zip(lines, problems, strict=True) if problem), None)
         if bad:
@@ -34,6 +39,10 @@ def words_and_tags(file: Path) -> Placed:
             continue
         names = ["tokens", *(f"column {number}" for number in range(2, width)), "tags"]
         yield _place(lines), _row(names, words)
+
+
+def _is_comment(cells: Sequence[str], width: int) -> bool:
+    return cells[0].startswith("#") and len(cells) != width
 
 
 def _misfit(cells: Sequence[str], width: int) -> str | None:

@@ -81,4 +81,6 @@ def read(config: RunConfig) -> Ingredients:
             check_columns(source, task.columns, f"data.{role}")
         splits[role] = encode_sources(sources, task, tokenizer, max_length, skip_bad=skip_bad, cache=cache)
     task = task.informed(splits["train"])
+    fresh = new if config.model.path else [name for name, _ in model.named_parameters()]
+    task.initialize(model, fresh, splits["train"])
     return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length)

@@ -68,6 +68,16 @@ def test_two_columns_and_words_with_blanks(rows_of: Read) -> None:
     assert set(rows[0]) == {"tokens", "tags", LINE}
 
 
+def test_comments_before_a_sentence(rows_of: Read) -> None:
+    """As MultiCoNER has them; a # that has as many cells as a word is one, as is any within a sentence."""
+    first = "# a corpus\n\n# id 5239d808\tdomain=en\n# text of it, and more\n# _ O\nthe _ O\n# _ B-X\n"
+    rows, skipped = rows_of("x.conll", f"{first}\n# id 2 domain=en\nend _ O\n")
+    assert skipped == () and [row["tokens"] for row in rows] == [["#", "the", "#"], ["end"]]
+    assert [row[LINE] for row in rows] == ["lines 5 to 7", "line 10"]
+    with pytest.raises(UserError, match="line 8: 4 cells where"):
+        rows_of("x.conll", f"{first}# id 2 domain=en\n")
+
+
 def word(number: str, form: str, upos: str) -> str:
     return "\t".join([number, form, form.lower(), upos, "_", "_", "0", "root", "_", "_"]) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -100,6 +101,15 @@ def refuse_multi_hot(rows: Rows, column: str) -> None:
             f"{rows.name}: the column {column!r} seems to hold a 0 or 1 for every label; give lists of the labels that "
             "a row has, by name or number"
         )
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number, also from a csv's text; None for anything else."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _is_number(value: str) -> bool:

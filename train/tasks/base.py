@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import NDArray
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[Any]]
 """Gathered predictions by name, first dimension: examples. Where the others differed between micro-batches they are
 filled up with -100, floats with nan."""
+
+IGNORED: Final = -100
+"""The label of a token that is no target, as transformers has it."""
 
 WINDOW = 8  # tokens that decide how the last of them is written: enough for any character made of several
 
@@ -95,6 +98,9 @@ class Task(ABC):
         """Return the task with what it needs to know of the whole training set, such as the frequency of labels."""
         return self
 
+    def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:  # noqa: B027
+        """Set what the training set tells of the parameters that are new (`fresh`, by name), better than chance."""
+
     def tuned(self, found: Arrays, encoded: Encoded) -> Task:
         """Return the task with what it chooses on the validation rows, such as a threshold, after each evaluation.
 
@@ -160,6 +166,25 @@ def pieces(ids: Tensor, tokenizer: Any) -> list[str]:
         texts.append(text[len(before) :] if text.startswith(before) else tokenizer.decode(ids[end - 1 : end]))
         before = text
     return texts
+
+
+def text_column(rows: Sequence[Rows], chosen: str | None) -> str:
+    """Return the column of a task that reads nothing but texts: the chosen one, the usual one, or the only one."""
+    texts = [
+        name
+        for name, feature in rows[0].dataset.features.items()
+        if "string" in str(getattr(feature, "dtype", "")) and not name.startswith("__")
+    ]
+    only = texts[0] if len(texts) == 1 else "text"
+    usual = next((name for name in ("text", "document", "content", "sentence") if name in texts), only)
+    check_columns(rows, [chosen or usual], "task (choose the column with task.text)")
+    return chosen or usual
+
+
+def require_fast(tokenizer: Any, task: str, why: str) -> None:
+    """Raise `UserError` for a tokenizer written in Python: only fast ones tell where in the text a token stands."""
+    if not tokenizer.is_fast:
+        raise UserError(f"{task} needs a fast tokenizer, {why}; {type(tokenizer).__name__} is not")
 
 
 def check_columns(rows: Sequence[Rows], wanted: Sequence[str], where: str) -> None:

@@ -16,14 +16,12 @@ from data.collate import pad
 from data.encode import Encoded, Features
 from data.source import Rows
 from train.tasks import _proof
-from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, pieces
+from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces, text_column
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-TEXTS = ("text", "document", "content", "sentence")
 PACKINGS = {"documents": packing.best_fit, "concatenate": packing.stream, "none": packing.apart}
-IGNORED = -100
 CHUNK = 2**24  # logits that one piece of the loss copies: 64 MB in fp32
 
 
@@ -31,7 +29,10 @@ class Config(TaskConfig):
     """Causal language modelling: its column, and how documents become rows."""
 
     name: Literal["causal_lm"] = "causal_lm"
-    text: str | None = Field(None, description="Text column; a row is a document. Default: text, or the only one.")
+    text: str | None = Field(
+        None,
+        description="Text column; a row is a document. Default: the usual name (text, document, ...), or the only one.",
+    )
     packing: Literal["documents", "concatenate", "none"] = Field(
         "documents",
         description="documents: several whole ones fill a row, none sees another. concatenate: one stream cut into "
@@ -60,15 +61,7 @@ class CausalLanguageModelling(Task):
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> CausalLanguageModelling:
         """Find the text column."""
-        features = rows[0].dataset.features
-        texts = [
-            name
-            for name, feature in features.items()
-            if "string" in str(getattr(feature, "dtype", "")) and not name.startswith("__")
-        ]
-        only = texts[0] if len(texts) == 1 else "text"
-        text = config.text or next((name for name in TEXTS if name in features), only)
-        check_columns(rows, [text], "task (choose the column with task.text)")
+        text = text_column(rows, config.text)
         return cls(config, text, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +16,19 @@ from data.encode import Encoded, Features
 from data.errors import UserError
 from data.order import draws
 from data.source import Rows
-from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs, pieces
+from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, inputs, pieces, require_fast, text_column
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-TEXTS = ("text", "sentence", "content", "document")
-IGNORED: Final = -100  # the label of a token that is not to be guessed
 
 
 class Config(TaskConfig):
     """Masked language modelling: which text, and how much of it is hidden, how."""
 
     name: Literal["masked_lm"] = "masked_lm"
-    text: str | None = Field(None, description="Text column. Default: text, sentence, content or document.")
+    text: str | None = Field(
+        None, description="Text column. Default: the usual name (text, document, content, sentence), or the only one."
+    )
     mask_rate: float = Field(0.15, gt=0.0, lt=1.0, description="Share of tokens that the model has to guess.")
     replace: tuple[float, float, float] = Field(
         (0.8, 0.1, 0.1),
@@ -69,18 +68,13 @@ class MaskedLM(Task):
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> MaskedLM:
         """Find the text; raise `UserError` for a tokenizer that cannot hide anything."""
-        there = rows[0].dataset.column_names
-        text = config.text or next((name for name in TEXTS if name in there), "text")
-        check_columns(rows, [text], "task (choose the column with task.text)")
+        text = text_column(rows, config.text)
         if tokenizer.mask_token_id is None:
             raise UserError(
                 "task masked_lm: the tokenizer has no mask token. Take a model that was made to fill in hidden tokens "
                 "(BERT, RoBERTa, ModernBERT, ...), or task causal_lm, which guesses each next token"
             )
-        if not tokenizer.is_fast:
-            raise UserError(
-                f"task masked_lm needs a fast tokenizer, to cut long texts; {type(tokenizer).__name__} is not"
-            )
+        require_fast(tokenizer, "task masked_lm", "to cut long texts")
         special = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
         regular = np.setdiff1d(np.array([*tokenizer.get_vocab().values()], dtype=np.int64), special)
         return cls(config, text, tokenizer, special, regular)

@@ -17,7 +17,7 @@ from data.source import Rows
 from train.answers import best, scores
 from train.tasks._spans import best_spans, judge, logits, losses
 from train.tasks._windows import Pair, answers, misplaced
-from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, pieces
+from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, pieces, require_fast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,9 +67,7 @@ class QuestionAnswering(Task):
         """Check the columns, and that the tokenizer tells where its tokens stand in the text."""
         task = cls(config, tokenizer.pad_token_id, tokenizer.cls_token_id)
         check_columns(rows, task.columns, "task (choose columns with task.question, task.context and task.answers)")
-        if not tokenizer.is_fast:
-            kind = type(tokenizer).__name__
-            raise UserError(f"question answering needs a fast tokenizer, which knows character offsets; not {kind}")
+        require_fast(tokenizer, "task question_answering", "which knows character offsets")
         return task
 
     def __str__(self) -> str:

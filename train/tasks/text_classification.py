@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +14,7 @@ from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError, nearest
 from data.source import Rows
-from train.tasks import _labels
+from train.tasks import _head, _labels
 from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ class TextClassification(Task):
                 return f"{name!r} is empty"
         value = row[self.label]
         if self.kind == "regression":
-            return None if _number(value) is not None else f"{self.label!r} must be a number, not {value!r}"
+            return None if _labels.number(value) is not None else f"{self.label!r} must be a number, not {value!r}"
         if self.kind == "multi_label" and not isinstance(value, list):
             return f"{self.label!r} must be a list of labels, not {value!r}"
         for label in value if self.kind == "multi_label" else [value]:
@@ -169,7 +168,7 @@ class TextClassification(Task):
             features["token_type_ids"] = encoded["token_type_ids"]
         values = rows[self.label]
         if self.kind == "regression":
-            features["label"] = [_number(value) for value in values]
+            features["label"] = [_labels.number(value) for value in values]
         elif self.kind == "multi_label":
             features["label"] = [sorted({self.labels.index(label) for label in row}) for row in values]
         else:
@@ -194,6 +193,14 @@ class TextClassification(Task):
             raise UserError(f"task.class_weights=balanced: no training row has the label {missing!r}; give weights")
         balanced = rows / counts - 1 if self.kind == "multi_label" else rows / (len(names) * counts)
         return replace(self, weights=tuple(balanced.tolist()))
+
+    def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:
+        """Begin with the mean of the numbers, or with the frequency of each label."""
+        if self.kind == "regression":
+            _head.begin_at(model, fresh, [float(train.column("label").mean())])
+        elif self.kind == "multi_label":
+            counts, rows = [*self.balance(train).values()], len(train.dataset)
+            _head.begin_at(model, fresh, _head.log_odds(counts, rows, self.config.label_smoothing, self.weights))
 
     def balance(self, encoded: Encoded) -> dict[str, int]:
         """Rows of each label."""
@@ -281,15 +288,6 @@ class TextClassification(Task):
             ]
             scores = dict(zip(names, [round(score, 6) for score in outputs["scores"][row].tolist()], strict=True))
             yield {**places[row], "prediction": named[0], "reference": named[1], "scores": scores}
-
-
-def _number(value: Any) -> float | None:
-    """Return a finite number, also from a csv's text; None for anything else."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 task = TextClassification

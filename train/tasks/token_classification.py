@@ -18,7 +18,7 @@ from data.errors import UserError, nearest
 from data.source import Rows, named
 from train.schemes import LETTERS, Scheme, detect, fits
 from train.tasks import _labels, _words
-from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs, pieces
+from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, check_columns, inputs, pieces, require_fast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,7 +27,6 @@ TOKENS = ("tokens", "words")
 TAGS = ("ner_tags", "pos_tags", "upos", "tags", "labels")
 LOOKED_AT = 10_000  # rows of a file that tell whether entities begin with B or with I
 CHUNK = 1_000  # rows read at once
-IGNORED = -100  # the label of pieces that are no target, as transformers has it
 
 
 class Config(TaskConfig):
@@ -68,8 +67,7 @@ class TokenClassification(Task):
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> TokenClassification:
         """Find the columns, tags and their scheme in the training rows."""
-        if not tokenizer.is_fast:
-            raise UserError("token_classification needs a fast tokenizer: only those tell where a piece comes from")
+        require_fast(tokenizer, "task token_classification", "which knows what word a piece is of")
         there = rows[0].dataset.column_names
         tokens = config.tokens or next((name for name in TOKENS if name in there), TOKENS[0])
         tags = config.tags or next((name for name in TAGS if name in there), TAGS[0])
