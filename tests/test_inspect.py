@@ -35,7 +35,7 @@ def test_examples_lengths_balance_copies_and_overlap(
     assert "  [CLS] w4 [SEP]  → yes" in lines[train:validation]
     assert sum(line.startswith("example ") for line in lines[train:validation]) == 4
     assert "lengths 4 examples, 19 tokens, 4.8 on average" in lines
-    assert "        1 reach max_length 8: they were cut, or just fit" in lines
+    assert "        1 reach max_length 8: cut, packed full, or just as long" in lines
     assert "label           3 (75.0%)  yes" in lines and "label           1 (25.0%)  no" in lines
     assert "copies  1 texts are equal to an earlier one (25.0%)" in lines  # the tokenizer sees no blanks
     overlap = "overlap 1 texts of validation are in train too (50.0%): figures on them flatter the model"

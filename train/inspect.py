@@ -113,7 +113,7 @@ def _lengths(encoded: Encoded, max_length: int) -> Iterator[str]:
     low, half, high, most = (int(value) for value in np.quantile(lengths, (0, 0.5, 0.95, 1)))
     yield f"lengths {len(lengths):,} examples, {int(lengths.sum()):,} tokens, {lengths.mean():.1f} on average"
     yield f"        from {low} to {most}; half have up to {half}, 95 % up to {high}"
-    yield f"        {encoded.longest:,} reach max_length {max_length}: they were cut, or just fit"
+    yield f"        {encoded.longest:,} reach max_length {max_length}: cut, packed full, or just as long"
     yield f"targets {int(encoded.column('targets').sum()):,}"
     if encoded.skipped:
         yield f"skipped {len(encoded.skipped):,} rows, the first: {encoded.skipped[0]}"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+FAMILIES = ("Bert", "Roberta", "DebertaV2", "ModernBert", "GPT2", "Llama", "Qwen3", "T5", "Bart")  # to name a few
 EVERYWHERE = ("pad_token_id", "bos_token_id", "eos_token_id")  # in the config of every model
 
 
@@ -77,6 +78,7 @@ def load_model(
     except UserError:
         raise
     except Exception as error:  # a damaged file, a size that does not fit, a config that cannot be: many kinds
+        _refuse_headless(f"model.path: {settings.path}", error)
         raise _unreachable(settings.path, error) from error
     _let_ends_learn(model, tokenizer)
     return model, [*sorted(report["missing_keys"]), *_fit_embedding(model, ids(tokenizer), known)]
@@ -102,6 +104,7 @@ def _from_scratch(
     try:
         return builder.from_config(config)  # type: ignore[no-any-return]
     except Exception as error:  # a kind without such a head, sizes that do not go together
+        _refuse_headless(f"model.config: {settings[KIND]}", error)
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model.config: no {builder.__name__} from scratch ({settings[KIND]}): {reason}") from error
 
@@ -218,3 +221,15 @@ def _unreachable(path: str, error: Exception) -> UserError:
         f"model.path: cannot load the model {path!r}: {reason} (looked from {Path.cwd()}; a Hub name needs the "
         "network; weights must be safetensors)"
     )
+
+
+def _refuse_headless(where: str, error: Exception) -> None:
+    """Raise `UserError` where transformers has no such head for this kind: its own message lists dozens that have."""
+    said = str(error)
+    if said.startswith("Unrecognized configuration class"):
+        there = [name for name in FAMILIES if f"{name}Config" in said.partition("Model type should be")[2]]
+        wanted = said.partition("AutoModel: ")[2].split(".")[0]
+        raise UserError(
+            f"{where}: transformers has no {wanted} for this kind of model; there is one for "
+            f"{', '.join(there)} and others"
+        ) from error
