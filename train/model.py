@@ -60,6 +60,7 @@ def load_model(
     if settings.path is None:
         model = _from_scratch(settings.config, builder, from_task, tokenizer)
         _let_ends_learn(model, tokenizer)
+        _keep_scale(model)
         return model.to(dtype=dtype), []  # type: ignore[call-arg]
     path = package.resolve(settings.path)
     if settings.sha256:
@@ -81,6 +82,7 @@ def load_model(
         _refuse_headless(f"model.path: {settings.path}", error)
         raise _unreachable(settings.path, error) from error
     _let_ends_learn(model, tokenizer)
+    _keep_scale(model)
     return model, [*sorted(report["missing_keys"]), *_fit_embedding(model, ids(tokenizer), known)]
 
 
@@ -118,6 +120,13 @@ def _let_ends_learn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     table: Any = model.get_input_embeddings()
     if getattr(table, "padding_idx", None) in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         table.padding_idx = None
+
+
+def _keep_scale(model: PreTrainedModel) -> None:
+    """Let evaluation leave the weights alone: RWKV halves those of every sixth block in place, to keep fp16 from
+    overflowing, and what is saved then is wrong when it is loaded. Without that it computes the same."""
+    if getattr(model.config, "rescale_every", 0):
+        model.config.rescale_every = 0
 
 
 def _fit_embedding(model: PreTrainedModel, needed: int, known: int) -> list[str]:

@@ -316,6 +316,16 @@ def test_a_wrong_kind_is_found_before_a_tokenizer_is_made(make_config: MakeConfi
     assert not list(tmp_path.rglob("tokenizers"))
 
 
+def test_evaluation_leaves_the_weights_of_rwkv_alone(words: Any) -> None:
+    """transformers would halve those of the seventh block in place, and what is saved then loads as another model."""
+    sizes = {"hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 8}
+    model = loaded(None, words, "AutoModelForCausalLM", config={"model_type": "rwkv", **sizes}).train()
+    ids = torch.arange(5, 11)[None]
+    before, learning = {name: value.clone() for name, value in model.state_dict().items()}, model(ids).logits
+    assert torch.allclose(model.eval()(ids).logits, learning, atol=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_kind_without_the_head_is_named(words: Any) -> None:
     with pytest.raises(UserError, match=r"^model.config: gpt2: transformers has no AutoModelForMaskedLM for .* Bert, "):
         loaded(None, words, MASKED, config=scratch("gpt2")["config"])
