@@ -109,7 +109,8 @@ class QuestionAnswering(Task):
         import torch
 
         size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        ids = torch.arange(size - 1, size - 9, -1).unsqueeze(0)
+        device = model.get_input_embeddings().weight.device  # type: ignore[union-attr]
+        ids = torch.arange(size - 1, size - 9, -1, device=device).unsqueeze(0)  # type: ignore[arg-type]
         other = ids.clone()
         other[0, -1] -= 1
         training = model.training
