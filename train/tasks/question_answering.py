@@ -108,9 +108,9 @@ class QuestionAnswering(Task):
         """Raise `UserError` for a model whose first token does not see the last one: it could never say "no answer"."""
         import torch
 
-        size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        device = model.get_input_embeddings().weight.device  # type: ignore[union-attr]
-        ids = torch.arange(size - 1, size - 9, -1, device=device).unsqueeze(0)  # type: ignore[arg-type]
+        table: Any = model.get_input_embeddings()  # type: ignore[operator]
+        size, device = table.num_embeddings, table.weight.device
+        ids = torch.arange(size - 1, size - 9, -1, device=device).unsqueeze(0)
         other = ids.clone()
         other[0, -1] -= 1
         training = model.training
