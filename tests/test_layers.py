@@ -44,6 +44,7 @@ LAYERS: dict[str, float] = {
     "train.schemes": 0,
     "train.weights": 0,
     "train.scratch": 0,
+    "train.heads": 0,
     "train.model_config": 0.25,
     "train.tokenizer": 0.5,
     "train.answers": 0,

@@ -13,6 +13,7 @@ import numpy as np
 from data import package
 from data.errors import UserError, nearest
 from data.order import derive
+from train.heads import check_labels, refuse_headless, replaced_head
 from train.model_config import ModelConfig
 from train.scratch import KIND, blank_config
 from train.tokenizer import ids, special_ids
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FAMILIES = ("Bert", "Roberta", "DebertaV2", "ModernBert", "GPT2", "Llama", "Qwen3", "T5", "Bart")  # to name a few
 EVERYWHERE = ("pad_token_id", "bos_token_id", "eos_token_id")  # in the config of every model
 
 
@@ -59,8 +59,7 @@ def load_model(
     torch.manual_seed(derive(seed, "model"))
     if settings.path is None:
         model = _from_scratch(settings.config, builder, from_task, tokenizer)
-        _let_ends_learn(model, tokenizer)
-        _keep_scale(model)
+        _settle(model, tokenizer)
         return model.to(dtype=dtype), []  # type: ignore[call-arg]
     path = package.resolve(settings.path)
     if settings.sha256:
@@ -68,22 +67,24 @@ def load_model(
     source = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code, "token": token}
     try:
         config = transformers.AutoConfig.from_pretrained(path, **source)
+        check_labels(config, model_class, from_task, settings.path)
         for key, value in {**settings.config, **from_task, "pad_token_id": tokenizer.pad_token_id}.items():
             owner = config if hasattr(config, key) else config.get_text_config()  # of a model made of several parts
             if key in settings.config and not hasattr(owner, key):
                 raise UserError(f"model.config: {path} has no such key {key!r}{nearest(key, owner.to_dict())}")
             setattr(owner, key, value)
         model, report = builder.from_pretrained(
-            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **source
-        )
+            path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **source,
+        )  # fmt: skip
+        replaced = replaced_head(model, report["mismatched_keys"])
     except UserError:
         raise
     except Exception as error:  # a damaged file, a size that does not fit, a config that cannot be: many kinds
-        _refuse_headless(f"model.path: {settings.path}", error)
+        refuse_headless(f"model.path: {settings.path}", error)
         raise _unreachable(settings.path, error) from error
-    _let_ends_learn(model, tokenizer)
-    _keep_scale(model)
-    return model, [*sorted(report["missing_keys"]), *_fit_embedding(model, ids(tokenizer), known)]
+    _settle(model, tokenizer)
+    return model, [*sorted({*report["missing_keys"], *replaced}), *_fit_embedding(model, ids(tokenizer), known)]
 
 
 def _from_scratch(
@@ -106,9 +107,15 @@ def _from_scratch(
     try:
         return builder.from_config(config)  # type: ignore[no-any-return]
     except Exception as error:  # a kind without such a head, sizes that do not go together
-        _refuse_headless(f"model.config: {settings[KIND]}", error)
+        refuse_headless(f"model.config: {settings[KIND]}", error)
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"model.config: no {builder.__name__} from scratch ({settings[KIND]}): {reason}") from error
+
+
+def _settle(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Switch off two habits of transformers that would change what is learned, or saved."""
+    _let_ends_learn(model, tokenizer)
+    _keep_scale(model)
 
 
 def _let_ends_learn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -204,10 +211,17 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, state: Any) -> None:
-    """Write model, tokenizer and card to `folder`: whole, or not at all; a folder of that name is replaced."""
+    """Write model, tokenizer and card to `folder`: whole, or not at all; a folder of that name is replaced.
+
+    The tokenizer is written without the truncation and padding of its last call: that depends on whether this process
+    encoded the rows or found them in the cache, and whoever loads it would get the side that was cut.
+    """
     writing = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(writing, ignore_errors=True)
     model.save_pretrained(writing, state_dict=state)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(writing)
     (writing / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -230,15 +244,3 @@ def _unreachable(path: str, error: Exception) -> UserError:
         f"model.path: cannot load the model {path!r}: {reason} (looked from {Path.cwd()}; a Hub name needs the "
         "network; weights must be safetensors)"
     )
-
-
-def _refuse_headless(where: str, error: Exception) -> None:
-    """Raise `UserError` where transformers has no such head for this kind: its own message lists dozens that have."""
-    said = str(error)
-    if said.startswith("Unrecognized configuration class"):
-        there = [name for name in FAMILIES if f"{name}Config" in said.partition("Model type should be")[2]]
-        wanted = said.partition("AutoModel: ")[2].split(".")[0]
-        raise UserError(
-            f"{where}: transformers has no {wanted} for this kind of model; there is one for "
-            f"{', '.join(there)} and others"
-        ) from error

@@ -316,6 +316,44 @@ def test_a_wrong_kind_is_found_before_a_tokenizer_is_made(make_config: MakeConfi
     assert not list(tmp_path.rglob("tokenizers"))
 
 
+def test_labels_in_another_order_are_refused_and_other_labels_get_a_new_head(words: Any, tmp_path: Path) -> None:
+    sizes = {"model_type": "bert", **SMALL}
+    trained = loaded(None, words, SEQUENCES, config=sizes, from_task=labelled("neg", "pos"))
+    trained.save_pretrained(tmp_path)
+
+    def load(*names: str, model_class: str = SEQUENCES) -> tuple[Any, list[str]]:
+        options: dict[str, Any] = {"known": ids(words), "dtype": torch.float32, "seed": 0, "token": None}
+        return load_model(ModelConfig(path=str(tmp_path)), model_class, labelled(*names), words, **options)
+
+    model, new = load("neg", "pos")
+    assert new == [] and torch.equal(model.classifier.weight, trained.classifier.weight)
+    with pytest.raises(UserError, match="learned the labels in the order neg, pos, the task has pos, neg; set"):
+        load("pos", "neg")
+    model, new = load("a", "b", "c")
+    assert new == ["classifier.bias", "classifier.weight"] and model.classifier.weight.shape[0] == 3
+    assert torch.equal(model.bert.embeddings.word_embeddings.weight, trained.bert.embeddings.word_embeddings.weight)
+    assert torch.equal(load("a", "b", "c")[0].classifier.weight, model.classifier.weight)
+    with pytest.raises(UserError, match=r"bert\.\S+ is \(.*\) in the file and \(.*\) by the config"):
+        loaded(str(tmp_path), words, SEQUENCES, config={"intermediate_size": 8}, from_task=labelled("neg", "pos"))
+
+
+def labelled(*names: str) -> dict[str, Any]:
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {n: i for i, n in enumerate(names)},
+    }
+
+
+def test_an_exported_tokenizer_does_not_tell_whether_rows_were_encoded(make_config: MakeConfig, tmp_path: Path) -> None:
+    """What was cut, and where, stays in a fast tokenizer; the second run finds the rows in the cache."""
+    written = []
+    for name in ("cold", "warm"):
+        assert carry_out(make_config(updates=1, output=str(tmp_path / name), data__max_length=8)) == 0
+        written.append((tmp_path / name / "model" / "tokenizer.json").read_bytes())
+    assert written[0] == written[1] and json.loads(written[0])["truncation"] is None
+
+
 def test_evaluation_leaves_the_weights_of_rwkv_alone(words: Any) -> None:
     """transformers would halve those of the seventh block in place, and what is saved then loads as another model."""
     sizes = {"hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 8}
