@@ -41,7 +41,9 @@ class TokenizerTraining(Section):
     size: int | None = Field(
         None, ge=1, description=f"Tokens, the {len(SPECIALS)} special ones counted. Default: {DEFAULT_SIZE}."
     )
-    column: str | None = Field(None, description="Default: text, or else every column of texts or lists of texts.")
+    column: str | None = Field(
+        None, description="Default: the columns that the task names, text, or every column of texts or lists of texts."
+    )
     lowercase: bool = Field(False, description="Read everything in lower case.")
 
     @model_validator(mode="after")
@@ -56,16 +58,19 @@ class TokenizerTraining(Section):
         return self
 
 
-def train_tokenizer(settings: TokenizerTraining, rows: Sequence[Rows], cache: Path) -> Tokenizer:
+def train_tokenizer(
+    settings: TokenizerTraining, rows: Sequence[Rows], cache: Path, preferred: Sequence[str] = ()
+) -> Tokenizer:
     """Return a tokenizer made from the text of `rows`, or what an earlier run with the same rows has made.
 
+    Where the settings name no column, those `preferred` that hold texts are read.
     It adds no special token to what it encodes. Rows stay on disk; what is held are the different words. With several
     processes one makes it and the others wait for a file lock. Raises `UserError` for columns without text and for a
     size that the characters of the text do not fit in.
     """
     from tokenizers import Tokenizer
 
-    columns = [_columns(part, settings.column) for part in rows]
+    columns = [_columns(part, settings.column, preferred) for part in rows]
     prints = [part.dataset._fingerprint for part in rows]
     key = repr((VERSION, _library_version(), settings.model_dump(), prints, columns))
     target = cache / "tokenizers" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.tokenizer"
@@ -100,7 +105,7 @@ def _flat(value: Any) -> Iterator[str]:
         yield from (part for part in value if isinstance(part, str))
 
 
-def _columns(rows: Rows, column: str | None) -> list[str]:
+def _columns(rows: Rows, column: str | None, preferred: Sequence[str]) -> list[str]:
     """Return the columns of a file that are learned from."""
     features = rows.dataset.features
     texts = [name for name, feature in features.items() if not name.startswith("__") and _is_text(feature)]
@@ -112,7 +117,8 @@ def _columns(rows: Rows, column: str | None) -> list[str]:
         )
     if not texts:
         raise UserError(f"model.tokenizer.train: {rows.name} has no column of texts to make a tokenizer from")
-    return [column] if column is not None else ["text"] if "text" in texts else texts
+    usual = [name for name in preferred if name in texts] or (["text"] if "text" in texts else texts)
+    return usual if column is None else [column]
 
 
 def _is_text(feature: Any) -> bool:

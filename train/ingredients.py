@@ -52,10 +52,12 @@ def read(config: RunConfig) -> Ingredients:
         if sources
     }
     train_rows = [part for source in rows["train"] for part in source]
-    tokenizer, known = load_tokenizer(config.model, train_rows, cache, token)
+    tokenizer, known = load_tokenizer(config.model, train_rows, cache, token, config.task.text_columns)
     plugin = plugins.load(tasks, "task", config.task.name)
     task: Task = plugin.task.prepare(config.task, train_rows, tokenizer)
-    for choice in (metrics.parse(entry) for entry in config.metrics or task.default_metrics):
+    choices = [metrics.parse(entry) for entry in config.metrics or task.default_metrics]
+    metrics.check_best(config.checkpoint.best, choices)
+    for choice in choices:
         metrics.check(choice, task.kind)
         if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation
             metrics.load(choice)

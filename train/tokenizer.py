@@ -25,15 +25,15 @@ NAMES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 
 
 def load_tokenizer(
-    settings: ModelConfig, rows: Sequence[Rows], cache: Path, token: str | None
+    settings: ModelConfig, rows: Sequence[Rows], cache: Path, token: str | None, columns: Sequence[str] = ()
 ) -> tuple[PreTrainedTokenizerBase, int]:
     """Return the tokenizer with `model.add_tokens`, and how many ids there were before them.
 
-    It has a padding token (its end token, where it has none of its own). `rows` are those to train on; what is made
-    from them is kept under `cache`.
+    It has a padding token (its end token, where it has none of its own). `rows` are those to train on, `columns` the
+    texts that the task names; what is made from them is kept under `cache`.
     """
     if isinstance(settings.tokenizer, TrainedTokenizer):
-        tokenizer = _trained(settings.tokenizer.train, blank_config(settings.config), rows, cache)
+        tokenizer = _trained(settings.tokenizer.train, blank_config(settings.config), rows, cache, columns)
     else:
         tokenizer = _pretrained(settings, token)
     known = ids(tokenizer)
@@ -80,11 +80,11 @@ def _pretrained(settings: ModelConfig, token: str | None) -> PreTrainedTokenizer
 
 
 def _trained(
-    settings: TokenizerTraining, config: PreTrainedConfig, rows: Sequence[Rows], cache: Path
+    settings: TokenizerTraining, config: PreTrainedConfig, rows: Sequence[Rows], cache: Path, columns: Sequence[str]
 ) -> PreTrainedTokenizerBase:
     from transformers import PreTrainedTokenizerFast
 
-    made = train_tokenizer(settings, rows, cache)
+    made = train_tokenizer(settings, rows, cache, columns)
     if settings.size and made.get_vocab_size() < settings.size and os.environ.get("RANK", "0") == "0":
         log.warning(
             "model.tokenizer.train.size: the training rows give %d tokens, not %d",
@@ -102,13 +102,13 @@ def _trained(
 
 def _frame(*, bytewise: bool, encoder: bool) -> PostProcessor:
     """Return what is done to encoded text. Encoders get a beginning, an end, and an end between the texts of a pair;
-    decoders get nothing: where a document ends is for the task to say."""
+    decoders get the beginning that they learn every document with: where one ends is for the task to say."""
     from tokenizers import processors
 
     single, pair = f"{BOS}:0 $A:0 {EOS}:0", f"{BOS}:0 $A:0 {EOS}:0 $B:1 {EOS}:1"
     frame = processors.TemplateProcessing(
-        single=single if encoder else "$A:0",
-        pair=pair if encoder else "$A:0 $B:1",
+        single=single if encoder else f"{BOS}:0 $A:0",
+        pair=pair if encoder else f"{BOS}:0 $A:0 $B:1",
         special_tokens=[(token, SPECIALS.index(token)) for token in (BOS, EOS)],
     )
     if not bytewise:

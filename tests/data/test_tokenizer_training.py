@@ -139,6 +139,8 @@ def test_text_is_the_column_and_else_all_texts_and_lists_of_texts(cache: Path) -
     given_rows = rows(text=["ab"], other=["cd"], words=[["e", None, "fg"]], number=[7], __line=["zz"])
     assert letters() == set("ab")
     assert letters(column="other") == set("cd") and letters(column="words") == set("efg")
+    named = train_tokenizer(TokenizerTraining(kind="char"), given_rows, cache, ["words", "number", "missing"])
+    assert set(named.get_vocab()) - set(SPECIALS) == set("efg")
     given_rows = rows(first=["ab", None], words=[["e"], None], number=[7, 8], __line=["zz", "zz"])
     assert letters() == set("abe")
 

@@ -54,14 +54,16 @@ def test_encoders_frame_a_text_and_a_pair(train: Train, model_type: str, kind: s
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model_type", DECODERS)
-def test_decoders_get_the_text_and_nothing_else(train: Train, model_type: str, kind: str) -> None:
+def test_decoders_get_the_beginning_that_they_learn_with(train: Train, model_type: str, kind: str) -> None:
     tokenizer = train(model_type, kind)
     encoded = tokenizer(TEXTS[0])
     assert list(encoded) == ["input_ids", "attention_mask"]
-    assert encoded.input_ids == tokenizer(TEXTS[0], add_special_tokens=False).input_ids
-    assert not {*encoded.input_ids} & {*special_ids(tokenizer).values()}
+    plain = [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS]
+    assert encoded.input_ids == [tokenizer.bos_token_id, *plain[0]]
+    assert tokenizer(TEXTS[0], TEXTS[1]).input_ids == [tokenizer.bos_token_id, *plain[0], *plain[1]]
+    assert not {*plain[0]} & {*special_ids(tokenizer).values()}
     if kind in ("bpe", "char"):
-        assert [tokenizer.decode(tokenizer(text).input_ids) for text in TEXTS] == TEXTS
+        assert [tokenizer.decode(ids) for ids in plain] == TEXTS
 
 
 @pytest.mark.parametrize("kind", KINDS)

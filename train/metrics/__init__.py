@@ -11,6 +11,7 @@ import numbers
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "Choice", "Kind", "Module", "check", "compute", "figures", "higher_is_better", "load", "names", "parse", "rehearse",
+    "Choice", "Kind", "Module", "check", "check_best", "compute", "figures", "higher_is_better", "load", "names",
+    "parse", "rehearse",
 ]  # fmt: skip
 
 # What no file here computes, but a task or the Hub may report.
@@ -76,6 +78,16 @@ def check(choice: Choice, kind: Kind) -> None:
         f"metric {choice.name!r} is for {' and '.join(_module(choice.name).KINDS)} tasks, this one is {kind}; "
         f"metrics that fit: {fitting}"
     )
+
+
+def check_best(best: str | None, choices: Sequence[Choice]) -> None:
+    """Raise UserError for a `checkpoint.best` that none of the metrics in use reports; what one of the Hub does is not
+    known."""
+    if best is None or not all(choice.name in names() for choice in choices):
+        return
+    known, name = ["loss", *(name for choice in choices for name in figures(choice))], best.removeprefix("validation/")
+    if not any(fnmatchcase(name, pattern) for pattern in known):
+        raise UserError(f"checkpoint.best: no evaluation reports {best!r}; there are {', '.join(known)}")
 
 
 def load(choice: Choice) -> evaluate.EvaluationModule:

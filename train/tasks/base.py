@@ -207,3 +207,9 @@ class TaskConfig(Section):
     """Keys that every task has."""
 
     name: str
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns of text that the config names: what a tokenizer for this task should know."""
+        found = (getattr(self, key, None) for key in ("text", "tokens", "context", "question", "choices"))
+        return tuple(name for each in found if each for name in ([each] if isinstance(each, str) else each))

@@ -281,6 +281,27 @@ def test_a_stream_is_learned_across_documents_and_each_has_its_own_losses(tiny_d
     assert outputs["bytes"].sum() == sum(map(len, texts)) - unpredicted and outputs["targets"].sum() == len(ids) - 1
 
 
+def test_a_tokenizer_from_scratch_serves_documents_as_they_were_learned(configure: MakeConfig, tmp_path: Path) -> None:
+    """The exported tokenizer puts the BOS before a text that every document was learned with."""
+    config = configure(precision="fp64")
+    config["model"] = {
+        "config": {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 256},
+        "tokenizer": {"train": {"kind": "char"}},
+    }
+    config["data"]["max_length"] = 256
+    assert carry_out(config) == 0
+    folder = tmp_path / "out" / "model"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions/validation.jsonl").read_text().splitlines()]
+    for line, row in zip(lines, sentences(20, len("validation")), strict=True):
+        ids = torch.tensor(tokenizer(row["text"])["input_ids"] + [tokenizer.eos_token_id])
+        with torch.no_grad():
+            chances = model(ids[None, :-1]).logits[0].log_softmax(1)
+        assert line["tokens"] == len(ids) - 1 == len(row["text"]) + 1
+        assert line["loss"] == pytest.approx(-chances[range(len(ids) - 1), ids[1:]].sum().item(), rel=1e-6)
+
+
 def test_the_loss_in_chunks_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 7, 11, generator=generator, dtype=torch.float64, requires_grad=True)
