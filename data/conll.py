@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ Lines = list[tuple[int, str]]  # each with its number, from 1
 UNIVERSAL = ("tokens", "lemmas", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U, after the one that numbers the words."""
 
+COMMENT = re.compile(r"#\s*(?:(?:id|sent_id|newdoc|newpar)\b|[\w.]+ = )")
 BLANKS = re.compile(" +")
 NO_WORD = re.compile(r"\d+-\d+|\d+\.\d+")  # a token of several words, an empty node
 
@@ -22,13 +24,14 @@ def words_and_tags(file: Path) -> Placed:
 
     The first column is `tokens`, the last one `tags`, those between are named by number: "column 2". Cells stand apart
     by tabs or, in a line without any, by blanks. All lines have as many as the first. Lines before a sentence that
-    begin with # and have not as many (`# id 17`) are comments.
+    begin with # and have not as many, or say `# id`, `# newdoc`, `# key = value` and the like, are comments.
     """
     width = 0
     for lines in _sentences(file):
         words = [line.split("\t") if "\t" in line else BLANKS.split(line.strip(" ")) for _, line in lines]
         width = width or next((len(cells) for cells in words if len(cells) > 1 and not cells[0].startswith("#")), 0)
-        first = next((place for place, cells in enumerate(words) if not _is_comment(cells, width)), len(words))
+        comments = (_is_comment(line, cells, width) for (_, line), cells in zip(lines, words, strict=True))
+        first = len([*takewhile(bool, comments)])
         lines, words = lines[first:], words[first:]
         if not words:
             continue
@@ -41,8 +44,8 @@ def words_and_tags(file: Path) -> Placed:
         yield _place(lines), _row(names, words)
 
 
-def _is_comment(cells: Sequence[str], width: int) -> bool:
-    return cells[0].startswith("#") and len(cells) != width
+def _is_comment(line: str, cells: Sequence[str], width: int) -> bool:
+    return line.startswith("#") and (len(cells) != width or COMMENT.match(line) is not None)
 
 
 def _misfit(cells: Sequence[str], width: int) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import write_config
+from tests.worker import carry_out
 from train.inspect import _joined, _piece, main
 from train.tasks.base import pieces
 
@@ -55,6 +57,25 @@ def test_packed_documents_are_compared_one_by_one(
     lines = inspect(config, tmp_path, capsys)
     assert "copies  1 texts are equal to an earlier one (20.0%)" in lines
     assert lines[-1].startswith("overlap 3 texts of validation are in train too (75.0%)")
+
+
+def test_validation_is_shown_as_evaluation_sees_it(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The very tokens that are hidden in every evaluation are marked, those of the first epoch in train."""
+    config = make_config(task={"name": "masked_lm", "mask_rate": 0.4}, updates=1)
+    for role in ("train", "validation"):
+        Path(config["data"][role]).write_text(json.dumps({"text": " ".join(f"w{n}" for n in range(20))}) + "\n")
+    lines = inspect({**config, "batch_size": 1}, tmp_path, capsys)
+    shown = {
+        role: next(line for line in lines[lines.index(f"== {role}") :] if "w1" in line)
+        for role in config["data"]
+        if role in ("train", "validation")
+    }
+    assert carry_out({**config, "batch_size": 1}) == 0
+    (record,) = map(json.loads, (tmp_path / "out" / "predictions" / "validation.jsonl").read_text().splitlines())
+    hidden = [token["reference"] for token in record["hidden"]]
+    assert re.findall(r"[\[→](w\d+)\]", shown["validation"]) == hidden != re.findall(r"[\[→](w\d+)\]", shown["train"])
 
 
 def test_colours_and_problems(make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,7 +59,8 @@ def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterat
     for role, encoded in found.splits.items():
         yield f"\n== {role}"
         for place in permute(np.arange(min(shown, len(encoded.dataset))), len(encoded.dataset), seed).tolist():
-            yield from _example(found, encoded, place, seed, color=color)
+            key = (seed, 0) if role == "train" else ("evaluation",)  # what is random about it, as training has it
+            yield from _example(found, encoded, place, key, color=color)
         yield from _lengths(encoded, found.max_length)
         yield from _balance(found.task.balance(encoded))
         digests[role] = inputs = _digests(encoded, found.task)
@@ -72,10 +73,12 @@ def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterat
             yield f"overlap {common:,} texts of {role} are in train too{_share(common, len(inputs))}{warning}"
 
 
-def _example(found: Ingredients, encoded: Encoded, place: int, seed: int, *, color: bool) -> Iterator[str]:
-    """Yield one example as it goes into the model in the first epoch, with what is learned of it marked."""
+def _example(
+    found: Ingredients, encoded: Encoded, place: int, key: tuple[int | str, ...], *, color: bool
+) -> Iterator[str]:
+    """Yield one example as it goes into the model in the first epoch, or in evaluation, what is learned marked."""
     ids = np.array([place])
-    features = {**encoded.features(ids), "key": example_keys(ids, seed, 0)}
+    features = {**encoded.features(ids), "key": example_keys(ids, *key)}
     tensors = found.task.collate(features)
     marks = _joined(found.task.marks(tensors, found.tokenizer))
     text = "".join(_piece(piece, learned, color=color) for piece, learned in marks)

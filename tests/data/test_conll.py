@@ -78,6 +78,12 @@ def test_comments_before_a_sentence(rows_of: Read) -> None:
         rows_of("x.conll", f"{first}# id 2 domain=en\n")
 
 
+@pytest.mark.parametrize("comment", ["# id 17 domain=en", "# sent_id = 17 x", "#\tnewdoc\tB\tC", "# newdoc"])
+def test_comments_as_wide_as_words(rows_of: Read, comment: str) -> None:
+    rows, skipped = rows_of("x.conll", f"{comment}\na _ _ O\n# _ _ O\n\n{comment}\nb _ _ B-X\n")
+    assert skipped == () and [row["tokens"] for row in rows] == [["a", "#"], ["b"]]
+
+
 def word(number: str, form: str, upos: str) -> str:
     return "\t".join([number, form, form.lower(), upos, "_", "_", "0", "root", "_", "_"]) + "\n"
 

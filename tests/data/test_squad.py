@@ -26,7 +26,7 @@ ARTICLES: list[dict[str, Any]] = [
                     {
                         "id": "2",
                         "question": "Who?",
-                        "answers": [],
+                        "answers": [ANSWER],
                         "plausible_answers": [ANSWER],
                         "is_impossible": True,
                     },

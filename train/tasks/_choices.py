@@ -44,8 +44,8 @@ class Choices:
     def of(self, row: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
         """Return the choices of a row, and their labels where they have some of their own.
 
-        Lists of texts, lists of {text, label} or, as `datasets` stores those, {text: [...], label: [...]}; with a
-        column for each choice, empty cells at the end mean that the row has fewer.
+        Lists of texts, {label: text, ...}, lists of {text, label} or, as `datasets` stores those, {text: [...], label:
+        [...]}; with a column for each choice, empty cells at the end mean that the row has fewer.
         """
         if len(self.columns) > 1:
             cells = [row[name] for name in self.columns]
@@ -55,6 +55,11 @@ class Choices:
         value = row[self.columns[0]] or []
         if isinstance(value, list) and all(isinstance(choice, dict) for choice in value):
             value = {name: [choice.get(name) for choice in value] for name in ("text", "label")}
+        if isinstance(value, dict) and not {"text", "label"} & value.keys():  # {A: ..., B: ...}
+            value = {
+                "text": [text for text in value.values() if text is not None],
+                "label": [key for key, text in value.items() if text is not None],
+            }
         if isinstance(value, dict):
             return list(value.get("text") or []), [str(key) for key in value.get("label") or [] if key is not None]
         return value, []
@@ -71,6 +76,7 @@ class Choices:
         if name.isdecimal() and not any(key.isdecimal() for key in keys):
             place = int(name) - self.first
             return place if 0 <= place < len(texts) else None
+        name = name.upper()
         letters = "" if keys else ascii_uppercase[: len(texts)]
         return letters.index(name) if len(name) == 1 and name in letters else None
 
@@ -97,4 +103,5 @@ class Choices:
 
 
 def _spelt(label: Any) -> str:
-    return str(label).strip()
+    """Return a label as text; a whole number may come as a float, from a column with gaps."""
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label).strip()

@@ -195,7 +195,7 @@ class QuestionAnswering(Task):
     def balance(self, encoded: Encoded) -> dict[str, int]:
         """Windows with an answer, and without."""
         without = int((encoded.column("start") == encoded.column("null")).sum())
-        return {"answer": len(encoded.dataset) - without, "no answer": without}
+        return {"windows with the answer": len(encoded.dataset) - without, "without": without}
 
     def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
         """The tokens of the answer; or that there is none."""

@@ -59,6 +59,12 @@ def tokenizer(tiny_model: str) -> Any:
             {"sent1": "x", "sent2": "He", **{f"ending{n}": f"e{n}" for n in range(4)}, "label": 2},
             {}, ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"), ["e0", "e1", "e2", "e3"], 2,
         ),
+        (
+            {"question": "q", "options": {"A": "a", "B": "b", "C": None}, "answer": "B"},
+            {}, ("question", "options", "answer"), ["a", "b"], 1,
+        ),
+        ({"question": "q", "choices": ["a", "b"], "label": "b "}, {}, ("question", "choices", "label"), ["a", "b"], 1),
+        ({"question": "q", "choices": ["a", "b"], "label": 1.0}, {}, ("question", "choices", "label"), ["a", "b"], 1),
         ({"ctx": "c", "endings": ["a", "b"], "label": "1"}, {}, ("ctx", "endings", "label"), ["a", "b"], 1),
         (
             {"premise": "p", "choice1": "a", "choice2": "b", "right": 0},
@@ -66,7 +72,7 @@ def tokenizer(tiny_model: str) -> Any:
             ("premise", "choice1", "choice2", "right"), ["a", "b"], 0,
         ),
     ],
-    ids=["lists", "arc", "openbookqa", "race", "swag", "hellaswag", "columns"],
+    ids=["lists", "arc", "openbookqa", "race", "swag", "medqa", "medmcqa", "gaps", "hellaswag", "columns"],
 )  # fmt: skip
 def test_the_shapes_of_the_fields_data_sets(
     row: dict[str, Any], config: dict[str, Any], columns: tuple[str, ...], texts: list[str], right: int

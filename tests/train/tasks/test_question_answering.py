@@ -259,7 +259,7 @@ def test_whether_there_may_be_no_answer_is_learned_from_the_training_rows(words:
         encoded(always, words, tmp_path / "fixed", null_threshold=1.0)
     task, whole = encoded([*always, row("w5")], words, tmp_path / "some")
     assert str(task).endswith("some questions have no answer")
-    assert task.balance(whole) == {"answer": 2, "no answer": 1}
+    assert task.balance(whole) == {"windows with the answer": 2, "without": 1}
     found = {**oracle(task, whole), "null_scores": np.array([3.0, 4.0, 7.0])}
     assert task.threshold == 0.0
     tuned = task.tuned(found, whole)
