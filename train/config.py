@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -19,7 +18,7 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
-from data.errors import UserError, nearest
+from data.errors import UserError
 from data.section import Section, operational
 from data.source import DataConfig
 from train import metrics, overrides, plugins, tasks
@@ -210,12 +209,11 @@ def _between(content: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"metrics: two report {twice[0]!r}; tell them apart with a prefix: {{name: ..., prefix: other_}}"
         )
-    every = (name for metric in metrics.names() for name in metrics.figures(metrics.Choice(metric)))
-    known = ["loss", *dict.fromkeys(figures if given("metrics") else every)]
-    name = best.removeprefix("validation/") if isinstance(best, str) else ""
-    if name and len(known) > 1 and not any(fnmatchcase(name, pattern) for pattern in known):
-        allowed = f"there are {', '.join(known)}{nearest(name, known)}"
-        problems.append(f"checkpoint.best: no metric of this config reports {best!r}; {allowed}")
+    every = metrics.reported([metrics.Choice(name) for name in metrics.names()])
+    try:
+        metrics.check_best(best if isinstance(best, str) else "loss", figures if given("metrics") else every)
+    except UserError as error:
+        problems.append(str(error))
     if isinstance(sources, list | tuple):
         weights = [isinstance(source, Mapping) and source.get("weight") is not None for source in sources]
         if any(weights) and not all(weights):
@@ -229,9 +227,7 @@ def _figures(entries: Any) -> list[str]:
         choices = [metrics.parse(entry) for entry in _metrics(entries) or ()]
     except (UserError, TypeError):  # told elsewhere
         return []
-    if not all(choice.name in metrics.names() for choice in choices):
-        return []
-    return [name for choice in choices for name in metrics.figures(choice)]
+    return metrics.reported(choices)
 
 
 def _flat(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,7 +56,8 @@ def read(config: RunConfig) -> Ingredients:
     plugin = plugins.load(tasks, "task", config.task.name)
     task: Task = plugin.task.prepare(config.task, train_rows, tokenizer)
     choices = [metrics.parse(entry) for entry in config.metrics or task.default_metrics]
-    metrics.check_best(config.checkpoint.best, choices)
+    if config.checkpoint.best:
+        metrics.check_best(config.checkpoint.best, metrics.reported(choices))
     for choice in choices:
         metrics.check(choice, task.kind)
         if choice.name not in metrics.names():  # one of the Hub: better missed now than at the first evaluation

@@ -10,7 +10,6 @@ from data.errors import UserError
 from train import config, metrics, tasks
 from train.config import RunConfig
 from train.idle import idle_keys
-from train.metrics import check_best
 
 CONTENT: dict[str, Any] = {
     "output": "out",
@@ -205,10 +204,10 @@ def test_best_needs_something_to_judge_on(file: str) -> None:
     assert "there are loss, precision, recall, f1, accuracy" in problems(
         file, "metrics=[seqeval]", "checkpoint.best=f1_person"
     )
-    check_best("f1_person", [metrics.parse({"name": "seqeval", "per_type": True})])
-    check_best("anything", [metrics.parse("hub/metric")])
-    with pytest.raises(UserError, match="no evaluation reports 'bits_per_byte'; there are loss, perplexity, accuracy"):
-        check_best("bits_per_byte", [metrics.parse(name) for name in ("perplexity", "accuracy")])
+    assert metrics.reported([metrics.parse("hub/metric")]) == []
+    reported = metrics.reported([metrics.parse(name) for name in ("perplexity", "accuracy")])
+    with pytest.raises(UserError, match="reports 'bits_per_byte'; there are loss, perplexity, accuracy"):
+        metrics.check_best("bits_per_byte", reported)
     assert read(file, "metrics=[hub/metric]", "checkpoint.best=anything").checkpoint.best == "anything"
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Choice", "Kind", "Module", "check", "check_best", "compute", "figures", "higher_is_better", "load", "names",
-    "parse", "rehearse",
+    "parse", "rehearse", "reported",
 ]  # fmt: skip
 
 # What no file here computes, but a task or the Hub may report.
@@ -80,14 +80,18 @@ def check(choice: Choice, kind: Kind) -> None:
     )
 
 
-def check_best(best: str | None, choices: Sequence[Choice]) -> None:
-    """Raise UserError for a `checkpoint.best` that none of the metrics in use reports; what one of the Hub does is not
-    known."""
-    if best is None or not all(choice.name in names() for choice in choices):
-        return
-    known, name = ["loss", *(name for choice in choices for name in figures(choice))], best.removeprefix("validation/")
-    if not any(fnmatchcase(name, pattern) for pattern in known):
-        raise UserError(f"checkpoint.best: no evaluation reports {best!r}; there are {', '.join(known)}")
+def reported(choices: Sequence[Choice]) -> list[str]:
+    """Return the names of all figures that these metrics report; none where one is of the Hub: only a run can tell."""
+    local = all(choice.name in names() for choice in choices)
+    return [name for choice in choices for name in figures(choice)] if local else []
+
+
+def check_best(best: str, reported: Sequence[str]) -> None:
+    """Raise UserError for a `checkpoint.best` that is neither the loss nor among the figures `reported`, if any."""
+    known, name = ["loss", *dict.fromkeys(reported)], best.removeprefix("validation/")
+    if reported and not any(fnmatchcase(name, pattern) for pattern in known):
+        there = f"there are {', '.join(known)}{nearest(name, known)}"
+        raise UserError(f"checkpoint.best: no metric of this config reports {best!r}; {there}")
 
 
 def load(choice: Choice) -> evaluate.EvaluationModule:
