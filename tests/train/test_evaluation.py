@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
+from data.errors import UserError
 from tests.conftest import rows
 from tests.distributed import launch
 from tests.worker import carry_out
+from train.checkpoint import Checkpoints
 from train.evaluation import stacked
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -74,11 +77,17 @@ def test_mixed_sources_are_trained_on_and_resumed(make_config: MakeConfig, tmp_p
     assert {sum(example == row for example in epoch) for row in range(60)} == {2, 3}
 
 
-def test_the_best_figure_must_be_reported(make_config: MakeConfig) -> None:
-    from data.errors import UserError
-
-    with pytest.raises(UserError, match=r"checkpoint.best: .*'validation/f1'; there are validation/loss"):
+def test_the_best_figure_must_be_reported(make_config: MakeConfig, tmp_path: Path) -> None:
+    """By the metrics that the task has of itself, before anything is written; and, where only the data tell the names of
+    figures, at the first evaluation."""
+    with pytest.raises(UserError, match=r"checkpoint.best: no metric .* reports 'f1'; there are loss, accuracy"):
         carry_out(make_config(checkpoint__best="f1", updates=2))
+    assert not (tmp_path / "out").exists()
+    checkpoints = Checkpoints(
+        tmp_path, Accelerator(cpu=True), keep=1, best="validation/f1_LOC", higher_is_better=True, patience=None
+    )
+    with pytest.raises(UserError, match="no evaluation reports 'validation/f1_LOC'; there are validation/loss"):
+        checkpoints.judge(1, {"validation/loss": 1.0})
 
 
 def test_predictions_of_different_width_are_filled_up() -> None:
