@@ -78,8 +78,7 @@ def test_mixed_sources_are_trained_on_and_resumed(make_config: MakeConfig, tmp_p
 
 
 def test_the_best_figure_must_be_reported(make_config: MakeConfig, tmp_path: Path) -> None:
-    """By the metrics of the task itself before anything is written; where only the data tell the names of figures, at the
-    first evaluation."""
+    """Before anything is written; where only the data tell the names of figures, at the first evaluation."""
     with pytest.raises(UserError, match=r"checkpoint.best: no metric .* reports 'f1'; there are loss, accuracy"):
         carry_out(make_config(checkpoint__best="f1", updates=2))
     assert not (tmp_path / "out").exists()
