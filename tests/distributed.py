@@ -18,6 +18,7 @@ def launch(jobs: list[dict[str, Any]], world: int, folder: Path) -> None:
     listed.write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONFAULTHANDLER"] = "1"  # a process that aborts says where
     done = subprocess.run(
         [*command, "-m", "tests.worker", str(listed)],
         env=environment, cwd=folder, text=True, capture_output=True, timeout=500,

@@ -227,11 +227,13 @@ sys.exit(code)
 
 def answer(*arguments: str) -> tuple[int, str]:
     """Return exit code and output of the program in a process; it must be quick and import nothing heavy."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second start finds our modules compiled
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", PROBE.format(heavy=HEAVY), *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=variables,
         capture_output=True,
         text=True,
         timeout=60,

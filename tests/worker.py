@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,4 +112,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_code = 1
+    try:
+        main()
+        exit_code = 0
+    except BaseException:
+        traceback.print_exc()
+    signals.leave(exit_code)
