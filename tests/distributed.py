@@ -17,7 +17,8 @@ def launch(jobs: list[dict[str, Any]], world: int, folder: Path) -> None:
     listed = folder / f"jobs-{world}.json"
     listed.write_text(json.dumps(jobs))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment["PYTHONFAULTHANDLER"] = "1"  # a process that aborts says where
     done = subprocess.run(
         [*command, "-m", "tests.worker", str(listed)],

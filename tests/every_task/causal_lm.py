@@ -27,7 +27,7 @@ def reload(folder: Path, given: Rows) -> list[Any]:
     import torch
     from transformers import pipeline
 
-    written = pipeline("text-generation", model=str(folder), dtype=torch.float64)
+    written = pipeline("text-generation", model=str(folder), dtype=torch.float64, device="cpu")
     assert len(written("w1 w2 w3", max_new_tokens=4, do_sample=False, return_full_text=False)) == 1
     model, tokenizer = written.model, written.tokenizer
     losses = []

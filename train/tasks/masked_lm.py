@@ -16,6 +16,7 @@ from data.encode import Encoded, Features
 from data.errors import UserError
 from data.order import draws
 from data.source import Rows
+from train.tasks import _words
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, inputs, pieces, require_fast, text_column
 
 if TYPE_CHECKING:
@@ -114,27 +115,28 @@ class MaskedLM(Task):
         """
         texts = rows[self.text]
         encoded = tokenizer(
-            texts, truncation=True, max_length=max_length, return_overflowing_tokens=True,
-            return_attention_mask=False, return_token_type_ids=False, return_offsets_mapping=self.config.whole_words,
+            texts, return_special_tokens_mask=True, return_offsets_mapping=True, return_attention_mask=False,
+            return_token_type_ids=False, verbose=False,
         )  # fmt: skip
-        places = encoded["overflow_to_sample_mapping"]
         features: dict[str, list[Any]] = {"row": [], "input_ids": [], "length": [], "targets": []}
         if self.config.whole_words:
             features["words"] = []
-        for example, (place, ids) in enumerate(zip(places, encoded["input_ids"], strict=True)):
-            free = ~np.isin(ids, self.special)
-            if self.config.whole_words:
-                spans = encoded["offset_mapping"][example]
-                words = numbered(texts[place], encoded.word_ids(example), spans, free)
-                free = words >= 0
-            if not free.any():
-                continue
-            features["row"].append(place)
-            features["input_ids"].append(ids)
-            features["length"].append(len(ids))
-            features["targets"].append(max(1, round(self.config.mask_rate * int(free.sum()))))
-            if self.config.whole_words:
-                features["words"].append(words.tolist())
+        for row, text in enumerate(texts):
+            ids, spans = np.array(encoded["input_ids"][row], dtype=np.int64), encoded["offset_mapping"][row]
+            for taken in _words.cuts(np.array(encoded["special_tokens_mask"][row], dtype=np.bool_), max_length):
+                free = ~np.isin(ids[taken], self.special)
+                if self.config.whole_words:
+                    numbers = encoded.word_ids(row)
+                    words = _words.numbered(text, [numbers[at] for at in taken], [spans[at] for at in taken], free)
+                    free = words >= 0
+                if not free.any():
+                    continue
+                features["row"].append(row)
+                features["input_ids"].append(ids[taken])
+                features["length"].append(len(taken))
+                features["targets"].append(max(1, round(self.config.mask_rate * int(free.sum()))))
+                if self.config.whole_words:
+                    features["words"].append(words)
         problem = f"{self.text!r} holds no token that could be hidden"
         empty = sorted(set(range(len(texts))) - set(features["row"]))
         return {**features, "unusable": [(place, problem) for place in empty]}
@@ -262,26 +264,6 @@ def _guesses(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tens
             hook.remove()
     logits = logits.flatten(0, 1)[places] if logits.dim() == 3 else logits
     return logits, tensors["labels"].flatten()[places]
-
-
-def numbered(
-    text: str, numbers: Sequence[int | None], spans: Sequence[tuple[int, int]], free: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """Return for each token the word it belongs to, (T,), from 0; -1 where a piece of the word may not be hidden.
-
-    Words are what the tokenizer splits text into before it makes pieces, and end at blanks too, where a tokenizer
-    (some of sentencepiece's) does not split there.
-    """
-    words = np.full(len(numbers), -1)
-    word, before, start, stop = -1, None, 0, 0
-    for place, (number, (begin, end)) in enumerate(zip(numbers, spans, strict=True)):
-        if number is None:
-            continue
-        after_blank = text[begin : begin + 1].isspace() or text[max(0, begin - 1) : begin].isspace()
-        if number != before or (after_blank and begin >= stop and not text[start:stop].isspace()):
-            word += 1
-        words[place], before, start, stop = word, number, begin, end
-    return np.where(np.isin(words, words[~free]), -1, words)
 
 
 task = MaskedLM

@@ -359,3 +359,12 @@ def test_a_parameter_that_nothing_reads_does_not_hold_up_several_processes(
     launch([{"config": configs[1]}], 2, tmp_path)
     losses = [list(figures(tmp_path / f"out-{world}", "train/loss").values()) for world in (1, 2)]
     assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+def test_no_room_beside_the_models_own_tokens_is_said() -> None:
+    tokenizer = trained("wordpiece")
+    with pytest.raises(UserError, match=r"data.max_length: 2 leaves no room"):
+        prepare(tokenizer).encode({"text": ["quick"]}, tokenizer, 2)
+    assert prepare(tokenizer).encode({"text": ["quick brown"]}, tokenizer, 3)["length"] == [3] * len(
+        tokenizer("quick brown", add_special_tokens=False)["input_ids"]
+    )
