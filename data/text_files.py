@@ -258,6 +258,7 @@ READERS: dict[str, Callable[[Path], Placed]] = {
     ".txt": _texts,
     ".conll": conll.words_and_tags,
     ".iob": conll.words_and_tags,
+    ".iob2": conll.words_and_tags,
     ".bio": conll.words_and_tags,
     ".conllu": conll.universal,
 }

@@ -1,4 +1,4 @@
-"""How tags of words spell entities: IOB1, IOB2, BIOES, BILOU."""
+"""How tags of words spell entities: IOB1, IOB2, BIOES, BILOU, BMES."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal
 
-Scheme = Literal["iob1", "iob2", "bioes", "bilou"]
+Scheme = Literal["iob1", "iob2", "bioes", "bilou", "bmes"]
 Tag = tuple[str, str]  # letter and type
 Entity = tuple[str, int, int]
 """Type, first word, and the word after the last."""
 
-LETTERS: dict[Scheme, str] = {"iob1": "BI", "iob2": "BI", "bioes": "BIES", "bilou": "BILU"}
+LETTERS: dict[Scheme, str] = {"iob1": "BI", "iob2": "BI", "bioes": "BIES", "bilou": "BILU", "bmes": "BMES"}
+ALL_LETTERS = "BIESLUM"
 OUTSIDE: Tag = ("O", "_")
-SAME = str.maketrans("LU", "ES")  # BILOU is BIOES with other letters
+SAME = str.maketrans("LUM", "ESI")  # BILOU and BMES are BIOES with other letters
 
 
 def fits(names: Iterable[str], letters: str) -> bool:

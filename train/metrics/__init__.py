@@ -66,6 +66,10 @@ def figures(choice: Choice) -> list[str]:
     return [choice.prefix + name for name in results]
 
 
+HINTS = {"tags": ". (Tags of entities are such as O, B-PER and I-PER: see task.scheme)"}
+"""By kind of task: why it might not be the one that was meant."""
+
+
 def check(choice: Choice, kind: Kind) -> None:
     """Raise UserError, with the metrics that fit, where the metric cannot score this kind of task.
 
@@ -76,7 +80,7 @@ def check(choice: Choice, kind: Kind) -> None:
     fitting = ", ".join(name for name in names() if kind in _module(name).KINDS)
     raise UserError(
         f"metric {choice.name!r} is for {' and '.join(_module(choice.name).KINDS)} tasks, this one is {kind}; "
-        f"metrics that fit: {fitting}"
+        f"metrics that fit: {fitting}{HINTS.get(kind, '')}"
     )
 
 

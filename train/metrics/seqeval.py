@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from data.errors import UserError
 from data.section import Section
-from train.schemes import LETTERS, Scheme, detect, entities, fits
+from train.schemes import ALL_LETTERS, LETTERS, Scheme, detect, entities, fits
 
 KINDS: Final = ("entities",)
 TAKES: Final = "tag_predictions"
@@ -56,7 +56,7 @@ def compute(predictions: Tags, references: Tags, options: Options) -> dict[str, 
     if uneven := [row for row, (given, truth) in enumerate(pairs) if len(given) != len(truth)]:
         raise UserError(f"metric 'seqeval': row {uneven[0]} has not as many predicted tags as words")
     names = {tag for tag in chain.from_iterable([*predictions, *references]) if tag is not None and tag != "O"}
-    if names and not fits(names, "BIESLU"):
+    if names and not fits(names, ALL_LETTERS):
         raise UserError(f"metric 'seqeval' takes tags such as O, B-PER and I-PER; got {', '.join(sorted(names)[:20])}")
     scheme = None
     if options.strict and names:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
@@ -13,32 +13,36 @@ from train.tasks._labels import distinct
 
 @dataclass(frozen=True)
 class Choices:
-    """Where the choices of a row stand, and the right one: given by its own label, by place or by letter from A."""
+    """Where the choices of a row stand, and the right one: by its own label, by place, by letter from A, or by text."""
 
     columns: tuple[str, ...]
     label: str
     first: int = 0
     """The number of the first place."""
+    by_text: bool = False
+    """Whether the right choice is given as its text, which comes first then: "2" is the choice "2", not the third."""
 
     @classmethod
     def found(cls, columns: tuple[str, ...], label: str, rows: Sequence[Rows]) -> Choices:
-        """Return them with the number of the first place: 0, or 1 where the training rows can mean nothing else.
+        """Return them as the training rows show: whether places are counted from 0 or 1, or choices given as texts.
 
-        That is so where no row says 0, and one says a number that is as high as its choices are many.
+        From 1 where no row says 0, and one says a number that is as high as its choices are many. As texts where a row
+        says what is no number, letter or label, but one of its choices.
         """
         plain = cls(columns, label)
-        numbers = {int(value) for part in rows for value in map(_spelt, distinct(part, label)) if value.isdecimal()}
-        if not numbers or min(numbers) != 1:
+        names = {value for part in rows for value in map(_spelt, distinct(part, label))}
+        numbers = {int(name) for name in names if name.isdecimal()}
+        from_one = bool(numbers) and min(numbers) == 1
+        spelt_out = any(len(name) > 1 and not name.isdecimal() for name in names)
+        if not from_one and not spelt_out:
             return plain
-        wanted = [*columns, label]
-        for part in rows:
-            for batch in part.dataset.select_columns(wanted).iter(1000):
-                cells = named(batch, part.dataset.features)
-                for values in zip(*(cells[name] for name in wanted), strict=True):
-                    row = dict(zip(wanted, values, strict=True))
-                    texts, keys = plain.of(row)
-                    if not keys and _spelt(row[label]) == str(len(texts)):
-                        return cls(columns, label, first=1)
+        for row in _rows(rows, [*columns, label]):
+            texts, keys = plain.of(row)
+            name = _spelt(row[label])
+            if spelt_out and not name.isdecimal() and name not in keys and name in map(_spelt, texts):
+                return cls(columns, label, by_text=True)
+            if from_one and not spelt_out and not keys and name == str(len(texts)):
+                return cls(columns, label, first=1)
         return plain
 
     def of(self, row: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
@@ -71,6 +75,8 @@ class Choices:
         """
         texts, keys = self.of(row)
         name = _spelt(row[self.label])
+        if self.by_text and (found := [place for place, text in enumerate(texts) if _spelt(text) == name]):
+            return found[0] if len(found) == 1 else None
         if name in keys:
             return keys.index(name)
         if name.isdecimal() and not any(key.isdecimal() for key in keys):
@@ -98,8 +104,17 @@ class Choices:
         if self.right(row) is None:
             places = f"{self.first} to {len(texts) - 1 + self.first}, or {' '.join(ascii_uppercase[: len(texts)])}"
             known = ", ".join(keys) if keys else places
+            known = "the text of one of them" if self.by_text else known
             return f"{self.label!r} is {row[self.label]!r}, which is none of the {len(texts)} choices: {known}"
         return None
+
+
+def _rows(rows: Sequence[Rows], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for part in rows:
+        for batch in part.dataset.select_columns(columns).iter(1000):
+            cells = named(batch, part.dataset.features)
+            for values in zip(*(cells[name] for name in columns), strict=True):
+                yield dict(zip(columns, values, strict=True))
 
 
 def _spelt(label: Any) -> str:

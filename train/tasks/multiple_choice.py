@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CONTEXTS = ("context", "passage", "article", "sent1")
 QUESTIONS = ("question", "question_stem", "sent2", "ctx")
-CHOICES = ("choices", "options", "endings")
+CHOICES = ("choices", "options", "endings", "choice")
 LABELS = ("label", "answerKey", "answer")
 
 
@@ -32,7 +32,9 @@ class Config(TaskConfig):
 
     name: Literal["multiple_choice"] = "multiple_choice"
     context: str | None = Field(
-        None, description="Column of a text that goes before the question. Default: context, passage, article or sent1."
+        None,
+        description="Column of a text that goes before the question (a row may have none). Default: context, passage, "
+        'article or sent1, if there is one; "": none.',
     )
     question: str | None = Field(
         None, description="Question column. Default: question, question_stem, sent2 or ctx, whichever there is."
@@ -40,7 +42,7 @@ class Config(TaskConfig):
     choices: str | tuple[str, ...] | None = Field(
         None,
         description="Column that lists the choices, or a column for each (the last may be empty). Default: choices, "
-        "options, endings, or ending0, ending1, ...",
+        "options, endings or choice, or ending0, ending1, ...",
     )
     label: str | None = Field(None, description="Column of the right choice. Default: label, answerKey or answer.")
 
@@ -71,7 +73,7 @@ class MultipleChoice(Task):
         def find(chosen: str | None, known: Sequence[str]) -> str | None:
             return chosen or next((name for name in known if name in there), None)
 
-        context = find(config.context, CONTEXTS)
+        context = None if config.context == "" else find(config.context, CONTEXTS)
         question = find(config.question, QUESTIONS) or QUESTIONS[0]
         label = find(config.label, LABELS) or LABELS[0]
         if isinstance(config.choices, tuple):
@@ -110,13 +112,12 @@ class MultipleChoice(Task):
         return {}
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
-        """A question, at least two choices that are not blank, and a label that is one of them."""
-        for name in self.columns[: 2 if self.context else 1]:
-            if not isinstance(row[name], str):
-                return f"{name!r} must be text, not {row[name]!r}"
-            if not row[name].strip():
-                return f"{name!r} is empty"
-        return self.choices.problem(row)
+        """A question, two or more choices that are not blank, and a label among them; a context may be blank."""
+        if self.context and not isinstance(row[self.context], str | None):
+            return f"{self.context!r} must be text, not {row[self.context]!r}"
+        if not isinstance(row[self.question], str):
+            return f"{self.question!r} must be text, not {row[self.question]!r}"
+        return self.choices.problem(row) if row[self.question].strip() else f"{self.question!r} is empty"
 
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Tokenize a pair (prompt, choice) for each choice; those of a row lie one after the other, as long as `sizes`.
@@ -128,7 +129,8 @@ class MultipleChoice(Task):
         """
         table = [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
         listed = [self.choices.of(row)[0] for row in table]
-        prompts = [" ".join(row[name].strip() for name in self.columns[: 2 if self.context else 1]) for row in table]
+        parts = self.columns[: 2 if self.context else 1]
+        prompts = [" ".join(filter(None, ((row[name] or "").strip() for name in parts))) for row in table]
         pairs = [(prompt, choice) for prompt, texts in zip(prompts, listed, strict=True) for choice in texts]
         encoded = _pairs(pairs, tokenizer, max_length)
         ends = list(accumulate((len(texts) for texts in listed), initial=0))

@@ -15,9 +15,9 @@ from pydantic import Field
 from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError, nearest
-from data.source import Rows, named
-from train.schemes import LETTERS, Scheme, detect, fits
-from train.tasks import _labels, _words
+from data.source import Rows
+from train.schemes import Scheme
+from train.tasks import _labels, _tags, _words
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, check_columns, inputs, pieces, require_fast
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 TOKENS = ("tokens", "words")
 TAGS = ("ner_tags", "pos_tags", "upos", "tags", "labels")
-LOOKED_AT = 10_000  # rows of a file that tell whether entities begin with B or with I
 CHUNK = 1_000  # rows read at once
 
 
@@ -39,7 +38,7 @@ class Config(TaskConfig):
         description="Column of lists of tags. Default: the first there is of ner_tags, pos_tags, upos, tags, labels.",
     )
     labels: tuple[str, ...] | None = Field(None, description="Tags in the model's order. Default: from the data.")
-    scheme: Literal["auto", "iob1", "iob2", "bioes", "bilou", "none"] = Field(
+    scheme: Literal["auto", "iob1", "iob2", "bioes", "bilou", "bmes", "none"] = Field(
         "auto",
         description="How tags spell entities; none: they do not, as parts of speech. auto: as tags and rows show.",
     )
@@ -71,9 +70,11 @@ class TokenClassification(Task):
         there = rows[0].dataset.column_names
         tokens = config.tokens or next((name for name in TOKENS if name in there), TOKENS[0])
         tags = config.tags or next((name for name in TAGS if name in there), TAGS[0])
+        _tags.refuse_plain_text(rows)
         check_columns(rows, [tokens, tags], "task (choose columns with task.tokens and task.tags)")
         labels = _labels.find(rows, tags, config.labels, "tags")
-        return cls(config, tokens, tags, labels, _scheme(config, rows, tags, labels), tokenizer.pad_token_id)
+        scheme = _tags.scheme_of(config.scheme, rows, tags, labels)
+        return cls(config, tokens, tags, labels, scheme, tokenizer.pad_token_id)
 
     @property
     def kind(self) -> str:
@@ -94,6 +95,8 @@ class TokenClassification(Task):
     def __str__(self) -> str:
         """Say what was found in the data."""
         names, scheme = self.labels.names, self.scheme.upper() if self.scheme else "of no scheme"
+        if all(name.isdecimal() for name in names):
+            scheme += "; task.labels gives numbers their names"
         shown = f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
         return f"token classification: {self.tokens} → {self.tags}, {len(names)} tags ({shown}), {scheme}"
 
@@ -268,31 +271,6 @@ def _losses(logits: Tensor, labels: Tensor) -> Tensor:
 
     losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(labels.shape)
-
-
-def _scheme(config: Config, rows: Sequence[Rows], column: str, labels: _labels.Labels) -> Scheme | None:
-    """Return the scheme of the tags: as the config says, or as tags and rows show."""
-    if config.scheme == "auto":
-        return detect(labels.names, _sentences(rows, column, labels))
-    if config.scheme == "none":
-        return None
-    if not fits(labels.names, LETTERS[config.scheme]):
-        begins = ", ".join(f"{letter}-" for letter in LETTERS[config.scheme])
-        raise UserError(
-            f"task.scheme: {config.scheme} has O and tags that begin with {begins}; the column {column!r} has "
-            f"{', '.join(labels.names[:20])}"
-        )
-    return config.scheme
-
-
-def _sentences(rows: Sequence[Rows], column: str, labels: _labels.Labels) -> Iterator[list[str]]:
-    """Yield the tags of the first rows of each file; what is wrong with rows is not told here."""
-    for part in rows:
-        dataset = part.dataset.select_columns([column])
-        for start in range(0, min(len(dataset), LOOKED_AT), CHUNK):
-            for tags in named(dataset[start : start + CHUNK], dataset.features)[column]:
-                numbers = [labels.index(tag) for tag in tags or () if isinstance(tags, list)]
-                yield [labels.names[number] for number in numbers if number is not None]
 
 
 task = TokenClassification

@@ -118,6 +118,28 @@ def test_places_that_can_only_be_counted_from_1() -> None:
     assert prepare(stored, choices=["a", "b"]).choices.first == 1
 
 
+def test_the_right_choice_may_be_given_as_its_text() -> None:
+    """As in DREAM. A text that looks like a place is a text there, since other rows show what is meant."""
+    rows = [
+        {"question": "q", "choice": ["at home", "at work", "in town"], "answer": "at work"},
+        {"question": "q", "choice": ["1", "2", "3"], "answer": "2"},
+        {"question": "q", "choice": ["same", "same", "other"], "answer": "same"},
+        {"question": "q", "choice": ["x", "y"], "answer": "elsewhere"},
+    ]
+    task = prepare(rows)
+    assert task.choices.by_text and [task.choices.right(row) for row in rows] == [1, 1, None, None]
+    assert "'answer' is 'elsewhere', which is none of the 2 choices: the text of one" in str(task.problem(rows[3]))
+    assert not prepare(rows[1:2]).choices.by_text and prepare(rows[1:2]).choices.right(rows[1]) == 2
+
+
+def test_a_row_may_have_no_context_and_the_column_may_be_left_alone() -> None:
+    rows = [{"context": "w9", **ROW}, {"context": " ", **ROW}, {"context": None, **ROW}]
+    task = prepare(rows)
+    assert [task.problem(row) for row in rows] == [None] * 3
+    assert task.problem({**rows[0], "context": 3}) == "'context' must be text, not 3"
+    assert prepare(rows, context="").columns == ("question", "choices", "label")
+
+
 def test_with_a_column_for_each_choice_the_last_may_be_empty() -> None:
     row = {"question": "q", "a": "x", "b": "y", "c": " ", "d": None, "label": 1}
     task = prepare([row], choices=["a", "b", "c", "d"])
@@ -285,3 +307,9 @@ def test_a_run_learns(make_config: Callable[..., Any], tmp_path: Path) -> None:
     assert figures(tmp_path / "out", "validation/accuracy")[40] > 0.8
     card = (tmp_path / "out" / "model" / "README.md").read_text()
     assert "AutoModelForMultipleChoice" in card
+
+
+def test_a_blank_context_is_the_question_alone(tokenizer: Any, tmp_path: Path) -> None:
+    both = encoded([{"context": "", **ROW}, {"context": None, **ROW}], tokenizer, tmp_path)[1]
+    alone = encoded([ROW], tokenizer, tmp_path)[1]
+    assert both.dataset["input_ids"][:] == alone.dataset["input_ids"][:] * 2

@@ -209,7 +209,7 @@ def test_columns_labels_and_schemes_are_found() -> None:
     equal = {**words, "tags": [[0, 1], [1, 0]]}  # lists of 0 and 1, equally long
     numbers = prepare({}, equal)
     assert (numbers.labels.names, numbers.scheme, numbers.kind) == (("0", "1"), None, "tags")
-    assert numbers.default_metrics == ("accuracy",) and str(numbers).endswith("2 tags (0, 1), of no scheme")
+    assert numbers.default_metrics == ("accuracy",) and "2 tags (0, 1), of no scheme; task.labels gives" in str(numbers)
     assert prepare({}, equal, labels=["O", "I-X"]).scheme == "iob1"
     both = {**words, "upos": [["N", "V"], ["N", "N"]], "ner_tags": [["O", "O"], ["S-X", "O"]]}
     assert (prepare({}, both).tags, prepare({}, both).scheme) == ("ner_tags", "bioes")
@@ -230,11 +230,20 @@ def test_columns_labels_and_schemes_are_found() -> None:
         ({"tokens": [["a"]], "tags": [["x"]]}, {}, r"'tags' holds one label only: x.*task\.labels.*task\.tags"),
         ({"tokens": [["a"]], "tags": [["x", "y"]]}, {"scheme": "iob2"}, r"iob2 has O and tags .* B-, I-; .* has x, y"),
         ({"tokens": [["a"]], "tags": [["O", "E-X"]]}, {"scheme": "iob1"}, r"iob1 has O .* 'tags' has E-X, O"),
+        ({"tokens": [["a"]], "tags": [["O", "B-X", "I-X", "o"]]}, {}, r"B-X, I-X spell entities, but not 'o'"),
+        ({"tokens": [["a"]], "tags": [["O", "B-X", "U-X", "E-X"]]}, {}, r"B-X, E-X, U-X spell .* letters of several"),
+        ({"tokens": [["a"]], "tags": [[0, 1, -100]]}, {}, r"holds -100, the mark of pieces without a tag"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_named(columns: dict[str, Any], config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepare({}, columns, **config)
+
+
+def test_a_conll_file_with_the_ending_of_plain_text_is_not_read_as_lines() -> None:
+    rows = [Rows(Dataset.from_dict({"text": ["EU B-ORG", "rejects O"]}), "data/train.txt")]
+    with pytest.raises(UserError, match=r"train.txt: of a .txt file each line is a text. Give .* the ending .conll"):
+        TokenClassification.prepare(Config(), rows, tokenizer_of("wordpiece"))
 
 
 def test_problems_of_rows_are_named() -> None:
