@@ -8,10 +8,13 @@ one file for each share.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import re
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets import concatenate_datasets, disable_progress_bars
@@ -19,6 +22,7 @@ from datasets import concatenate_datasets, disable_progress_bars
 from data.errors import UserError
 from data.source import Source, open_rows
 from data.text_files import LINE
+from train.tasks.base import check_columns
 
 
 def shared_out(groups: list[str], shares: dict[str, float]) -> dict[str, str]:
@@ -37,26 +41,51 @@ def shared_out(groups: list[str], shares: dict[str, float]) -> dict[str, str]:
     return {**roles, **dict.fromkeys(ahead, "train")}
 
 
-def main(source: str, column: str, folder: str, *assignments: str) -> dict[str, int]:
+def split(source: str, column: str, folder: Path, shares: dict[str, float]) -> dict[str, int]:
     """Write the files; return the rows of each."""
-    shares = {role: float(share) for role, share in (each.split("=") for each in assignments)} or {"test": 0.2}
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as cache:
         opened = open_rows(Source(path=source), "train", skip_bad=False, cache=Path(cache), token=None)
+        check_columns(opened, [column], "the column that keeps rows together")
         dataset = concatenate_datasets([rows.dataset for rows in opened])
         if LINE in dataset.column_names:
             dataset = dataset.remove_columns(LINE)
-        groups = [str(value) for value in dataset[:][column]]
-        roles = shared_out(groups, shares)
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        roles = shared_out(groups := [str(value) for value in dataset[:][column]], shares)
+        folder.mkdir(parents=True, exist_ok=True)
         sizes = {}
         for role in ("train", *shares):
             mine = dataset.select([row for row, group in enumerate(groups) if roles[group] == role])
-            mine.to_parquet(Path(folder) / f"{role}.parquet")
+            mine.to_parquet(folder / f"{role}.parquet")
             sizes[role] = len(mine)
             print(f"{role}: {len(mine):,} rows, {sum(found == role for found in roles.values())} groups")
     return sizes
 
 
+def share(text: str) -> tuple[str, float]:
+    """Return role and share of "test=0.2"; argparse tells what is wrong with any other."""
+    role, _, value = text.partition("=")
+    if role not in ("test", "validation"):
+        raise argparse.ArgumentTypeError(f"{text!r}: test=0.2 or validation=0.1, a part of all rows")
+    if not re.fullmatch(r"0?\.\d+", value):
+        raise argparse.ArgumentTypeError(f"{text!r}: the share must be more than 0 and less than 1, as in {role}=0.2")
+    return role, float(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return the exit code: 0, or 2 for something to mend."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("column", metavar="COLUMN")
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("shares", metavar="ROLE=SHARE", nargs="*", type=share, help="default: test=0.2")
+    options = parser.parse_args(arguments)
+    try:
+        split(options.source, options.column, options.folder, dict(options.shares) or {"test": 0.2})
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())

@@ -7,11 +7,9 @@ from typing import Any
 
 
 def recognised(content: Any) -> bool:
-    """Say whether a JSON document has SQuAD's shape: a list "data" of which the first entry has "paragraphs"."""
+    """Say whether a JSON document has SQuAD's shape: a list "data" of which some entry has "paragraphs"."""
     articles = content.get("data") if isinstance(content, dict) else None
-    return bool(
-        isinstance(articles, list) and articles and isinstance(articles[0], dict) and "paragraphs" in articles[0]
-    )
+    return isinstance(articles, list) and any(isinstance(each, dict) and "paragraphs" in each for each in articles)
 
 
 def flat(content: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any] | str]]:

@@ -97,3 +97,10 @@ def test_pieces_make_up_the_text(tiny_model: str) -> None:
 def test_what_is_learned_as_it_stands_is_marked_as_one() -> None:
     marks = [("a", None), (" b", "b"), ("##c", "##c"), (" [MASK]", "d"), (" e", "d"), ("", "good")]
     assert "".join(_piece(*mark, color=False) for mark in _joined(marks)) == "a [b##c] [[MASK]→d] [e→d]  → good"
+
+
+@pytest.mark.parametrize("count", ["-1", "two"])
+def test_a_number_of_examples_that_is_none(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["config.yaml", f"-n={count}"])
+    assert left.value.code == 2 and f"'{count}' is no number of examples" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.inspect", description=__doc__)
     parser.add_argument("config", metavar="CONFIG", help="YAML file of a run")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    parser.add_argument("-n", type=int, default=3, metavar="N", help="examples to show of each split (default 3)")
+    parser.add_argument("-n", type=_count, default=3, metavar="N", help="examples to show of each split (default 3)")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="mark what is learned")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -51,6 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of examples: 0, 1, 2, ...")
+    return int(text)
 
 
 def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterator[str]:

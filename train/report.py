@@ -65,7 +65,7 @@ def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates
 ```python
 {_usage(task, own_code)}
 ```
-{OWN_CODE * own_code}
+{OWN_CODE * own_code}{f"{chr(10)}{task.hint}{chr(10)}" if task.hint else ""}
 The config of the run:
 
 ```yaml

@@ -107,3 +107,11 @@ def test_what_is_no_question_is_named(
 def test_other_documents_with_data_stay_what_they_are(tmp_path: Path, read: Read) -> None:
     (tmp_path / "x.json").write_text(json.dumps({"data": [{"question": "Who?", "context": "Me."}]}))
     assert read(tmp_path / "x.json")[0].dataset.to_list()[0]["question"] == "Who?"
+
+
+def test_an_article_without_paragraphs_is_a_bad_row_wherever_it_stands(squad: Callable[..., Rows]) -> None:
+    articles = [{"title": "Stub"}, *ARTICLES]
+    with pytest.raises(UserError, match=r"dev.json, article 1: has no list of paragraphs"):
+        squad(articles)
+    rows = squad(articles, skip_bad=True)
+    assert rows.dataset["question"][:] == ["What is a city?", "Who?", "Where?"] and len(rows.skipped) == 1

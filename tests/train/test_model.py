@@ -222,7 +222,8 @@ def test_new_rows_are_the_mean_and_the_others_stay(
         assert (new[65:68] - old[:65].mean(0)).abs().max() < 1e-12
     text = torch.tensor([[2, 7, 9, 11, 3]])
     old, new = before(input_ids=text).logits, model(input_ids=text).logits
-    assert torch.equal(new[..., :65], old[..., :65])
+    # A product with more columns may be summed in another order: by one bit on processors without AVX-512.
+    assert (new[..., :65] - old[..., :65]).abs().max() < 1e-12 * old.abs().max()
     assert (new[..., 65:68] - old[..., :65].mean(-1, keepdim=True)).abs().max() < 1e-9
     model.save_pretrained(tmp_path / "after")
     assert torch.equal(loaded(str(tmp_path / "after"), longer, head, dtype=torch.float64).eval()(text).logits, new)

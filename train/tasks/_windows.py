@@ -95,14 +95,19 @@ def _whole_characters(offsets: Offsets, text: str) -> Offsets:
 def answers(value: Any) -> tuple[list[Any], list[Any]] | None:
     """Return the texts and starts of a row's answers: {text: [...], answer_start: [...]}, or a list of such pairs.
 
-    None for anything else.
+    None for anything else. No answer may be spelt as empty texts alone, a start as 12.0 (from a column with gaps).
     """
     if isinstance(value, dict) and set(value) >= {"text", "answer_start"}:
         texts, starts = value["text"], value["answer_start"]
-        return (texts, starts) if isinstance(texts, list) and isinstance(starts, list) else None
-    if isinstance(value, list) and all(isinstance(answer, dict) for answer in value):
-        return [answer.get("text") for answer in value], [answer.get("answer_start") for answer in value]
-    return None
+    elif isinstance(value, list) and all(isinstance(answer, dict) for answer in value):
+        texts, starts = [answer.get("text") for answer in value], [answer.get("answer_start") for answer in value]
+    else:
+        return None
+    if not (isinstance(texts, list) and isinstance(starts, list)):
+        return None
+    if texts and all(text == "" for text in texts):
+        return [], []
+    return texts, [int(start) if isinstance(start, float) and start.is_integer() else start for start in starts]
 
 
 def misplaced(context: str, texts: Sequence[Any], starts: Sequence[Any]) -> str | None:

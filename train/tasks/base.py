@@ -39,6 +39,9 @@ class Task(ABC):
     kind: Any
     """What sort of predictions it makes (`train.metrics.Kind`): the metrics ask for it."""
 
+    hint: str = ""
+    """What a user of the exported model has to know, for its card."""
+
     @classmethod
     @abstractmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> Task:

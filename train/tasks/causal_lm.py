@@ -57,12 +57,19 @@ class CausalLanguageModelling(Task):
     eos: int | None
     padding: int
     kind: Literal["next_tokens"] = "next_tokens"
+    hint: str = ""
 
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> CausalLanguageModelling:
         """Find the text column."""
-        text = text_column(rows, config.text)
-        return cls(config, text, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        text, bos = text_column(rows, config.text), tokenizer.bos_token_id
+        hint = ""
+        if bos is not None and tokenizer([""])["input_ids"][0][:1] != [bos]:  # as GPT-2's
+            hint = (
+                f"Each text that it learned from began with the token `{tokenizer.bos_token}`, which this tokenizer "
+                f'does not put there by itself: write on from `"{tokenizer.bos_token}" + text`.'
+            )
+        return cls(config, text, bos, tokenizer.eos_token_id, tokenizer.pad_token_id, hint=hint)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -110,9 +110,9 @@ class QuestionAnswering(Task):
 
         table: Any = model.get_input_embeddings()  # type: ignore[operator]
         size, device = table.num_embeddings, table.weight.device
-        ids = torch.arange(size - 1, size - 9, -1, device=device).unsqueeze(0)
+        ids = (torch.arange(8, device=device) % size).unsqueeze(0)
         other = ids.clone()
-        other[0, -1] -= 1
+        other[0, -1] = (other[0, -1] + 1) % size
         training = model.training
         model.eval()
         with torch.no_grad():

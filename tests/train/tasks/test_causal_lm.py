@@ -47,6 +47,7 @@ class Numbered:
     """Makes of "7:3" the tokens 700, 701, 702, between its own BOS or not: no two documents share a token."""
 
     pad_token_id = 0
+    bos_token = "<start>"
 
     def __init__(self, bos: int | None, eos: int | None, *, adds_bos: bool = False) -> None:
         self.bos_token_id, self.eos_token_id, self.adds_bos = bos, eos, adds_bos
@@ -54,7 +55,7 @@ class Numbered:
     def __call__(self, texts: list[str], **_: Any) -> NumberedTexts:
         ids = []
         for text in texts:
-            document, length = map(int, text.split(":"))
+            document, length = map(int, (text or "0:0").split(":"))
             start = [self.bos_token_id or 0] * self.adds_bos
             ids.append([*start, *(100 * document + place for place in range(length))])
         return NumberedTexts(input_ids=ids)
@@ -409,3 +410,11 @@ def test_what_is_shown_of_a_row(tiny_decoder: str) -> None:
     assert [learned for _, learned in marks] == [None, "w2", "<end>", None, None, "<end>", None]
     assert "".join(piece for piece, _ in marks) == "w1 w2 <end>\nw3 <end>\n"
     assert str(task) == "causal language modelling: text, documents with EOS 2, packing documents"
+
+
+def test_a_bos_that_the_tokenizer_does_not_put_is_told_to_who_uses_the_model() -> None:
+    rows = [Rows(Dataset.from_dict({"text": ["1:3"]}), "rows")]
+    hints = []
+    for tokenizer in (Numbered(BOS, EOS), Numbered(BOS, EOS, adds_bos=True), Numbered(None, EOS)):
+        hints.append(CausalLanguageModelling.prepare(Config(), rows, tokenizer).hint)
+    assert "began with the token `<start>`" in hints[0] and hints[1:] == ["", ""]

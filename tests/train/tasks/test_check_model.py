@@ -33,3 +33,10 @@ def test_a_check_follows_the_model_to_its_device(name: str) -> None:
     with pytest.raises((UserError, NotImplementedError, RuntimeError)):
         task.check_model(model)
     assert seen and {device.type for device in seen} == {"meta"}
+
+
+@pytest.mark.parametrize("vocabulary", [3, 8])
+def test_a_vocabulary_of_few_tokens_can_be_tried(vocabulary: int) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(**{**SIZES, "vocab_size": vocabulary})
+    QuestionAnswering(AnswerConfig(), 0, 1).check_model(BertForQuestionAnswering(config))

@@ -18,6 +18,7 @@ from data.source import Rows
 from tests.every_task.question_answering import rows as sample_rows
 from tests.worker import carry_out
 from train.tasks._spans import best_spans, logits, losses
+from train.tasks._windows import answers, misplaced
 from train.tasks.question_answering import Config, QuestionAnswering
 
 TEXT = (
@@ -421,3 +422,12 @@ def test_other_families_are_trained_and_exported(
         out = model(**tokenizer(given["question"], given["context"], return_tensors="pt"))
     assert torch.isfinite(out.start_logits).all()
     assert line["reference"] == given["answers"]["text"]
+
+
+def test_other_spellings_of_no_answer_and_of_a_start() -> None:
+    context = "Paris is a city."
+    assert answers({"text": [""], "answer_start": [-1]}) == answers([]) == ([], [])
+    texts, starts = answers([{"text": "city", "answer_start": 11.0}]) or ([], [])
+    assert (texts, starts) == (["city"], [11]) and misplaced(context, texts, starts) is None
+    assert "answer_start must be a whole number, not 11.5" in str(misplaced(context, ["city"], [11.5]))
+    assert answers({"text": "city", "answer_start": 11}) is None and answers(None) is None
