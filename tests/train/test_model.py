@@ -222,11 +222,15 @@ def test_new_rows_are_the_mean_and_the_others_stay(
         assert (new[65:68] - old[:65].mean(0)).abs().max() < 1e-12
     text = torch.tensor([[2, 7, 9, 11, 3]])
     old, new = before(input_ids=text).logits, model(input_ids=text).logits
-    # A product with more columns may be summed in another order: by one bit on processors without AVX-512.
-    assert (new[..., :65] - old[..., :65]).abs().max() < 1e-12 * old.abs().max()
+    # Products are summed in another order if they have more columns, or if the weights lie elsewhere in memory (seen on
+    # a processor without AVX-512): the tables are compared bit by bit, what is computed from them to 1e-12.
+    rounding = 1e-12 * old.abs().max()
+    assert (new[..., :65] - old[..., :65]).abs().max() < rounding
     assert (new[..., 65:68] - old[..., :65].mean(-1, keepdim=True)).abs().max() < 1e-9
     model.save_pretrained(tmp_path / "after")
-    assert torch.equal(loaded(str(tmp_path / "after"), longer, head, dtype=torch.float64).eval()(text).logits, new)
+    after = loaded(str(tmp_path / "after"), longer, head, dtype=torch.float64).eval()
+    assert all(torch.equal(tensor, after.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert (after(text).logits - new).abs().max() < rounding
 
 
 def test_a_tokenizer_from_elsewhere_gets_its_rows_and_a_smaller_one_changes_nothing(words: Any, tmp_path: Path) -> None:
