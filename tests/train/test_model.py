@@ -122,6 +122,28 @@ def test_families_from_scratch_train_resume_and_load_again(
     assert f"from scratch ({model_type})" in card and "base_model" not in card and "Trained with" in card
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen3"])
+def test_decoders_from_scratch_learn_to_write_resume_and_load_again(
+    model_type: str, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    task = {"name": "causal_lm"}
+    run = make_config(updates=6, precision="fp32", model=scratch(model_type), task=task, data__max_length=60)
+    output = resumed_as_if_never_stopped(run, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(output / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    texts = [json.loads(line)["text"] for line in Path(run["data"]["validation"]).read_text().splitlines()]
+    records = [json.loads(line) for line in (output / "predictions" / "validation.jsonl").read_text().splitlines()]
+    for text, record in zip(texts, records, strict=True):
+        ids = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+        if len(ids) <= 61:  # else it was cut, and what stands before the cut is not seen behind it
+            with torch.no_grad():
+                chances = model(ids[None, :-1]).logits[0].log_softmax(1)
+            loss = -chances[range(len(ids) - 1), ids[1:]].sum().item()
+            assert (record["loss"], record["tokens"]) == (pytest.approx(loss, rel=1e-4), len(ids) - 1)
+
+
 def loaded(path: str | None, tokenizer: Any, model_class: str, known: int | None = None, **options: Any) -> Any:
     """Return a model as a run gets it."""
     settings = ModelConfig(path=path, config=options.pop("config", {}))
