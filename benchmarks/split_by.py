@@ -3,7 +3,7 @@
 For data that come without a split of their own. SOURCE is one as in a config. Rows that agree in COLUMN (the article
 of a question, the author of a text) stay together, so that nothing is judged on what it was trained with. Groups are
 taken in the order of their hashes: the same data give the same files on any machine. Writes FOLDER/train.parquet and
-one file for each share.
+one file for each share; where one of these is there already, nothing is written.
 """
 
 from __future__ import annotations
@@ -47,11 +47,22 @@ def split(source: str, column: str, folder: Path, shares: dict[str, float]) -> d
     with tempfile.TemporaryDirectory() as cache:
         opened = open_rows(Source(path=source), "train", skip_bad=False, cache=Path(cache), token=None)
         check_columns(opened, [column], "the column that keeps rows together")
-        dataset = concatenate_datasets([rows.dataset for rows in opened])
+        try:
+            dataset = concatenate_datasets([rows.dataset for rows in opened])
+        except ValueError as error:
+            raise UserError(f"{source}: the files have not the same columns: {error}") from error
         if LINE in dataset.column_names:
             dataset = dataset.remove_columns(LINE)
-        roles = shared_out(groups := [str(value) for value in dataset[:][column]], shares)
-        folder.mkdir(parents=True, exist_ok=True)
+        values = dataset[:][column]
+        if missing := values.count(None):
+            raise UserError(f"{source}: {missing:,} rows have no {column!r}, so nothing tells what they belong to")
+        roles = shared_out(groups := [str(value) for value in values], shares)
+        if there := [name for role in ("train", *shares) if (name := folder / f"{role}.parquet").exists()]:
+            raise UserError(f"{there[0]} is there already: name another folder, or move it away")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be made: {error.strerror}") from error
         sizes = {}
         for role in ("train", *shares):
             mine = dataset.select([row for row, group in enumerate(groups) if roles[group] == role])
@@ -66,7 +77,7 @@ def share(text: str) -> tuple[str, float]:
     role, _, value = text.partition("=")
     if role not in ("test", "validation"):
         raise argparse.ArgumentTypeError(f"{text!r}: test=0.2 or validation=0.1, a part of all rows")
-    if not re.fullmatch(r"0?\.\d+", value):
+    if not (re.fullmatch(r"0?\.\d+", value) and float(value)):
         raise argparse.ArgumentTypeError(f"{text!r}: the share must be more than 0 and less than 1, as in {role}=0.2")
     return role, float(value)
 
@@ -79,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("shares", metavar="ROLE=SHARE", nargs="*", type=share, help="default: test=0.2")
     options = parser.parse_args(arguments)
+    if len(dict(options.shares)) < len(options.shares):
+        parser.error("a share is given twice")
     try:
         split(options.source, options.column, options.folder, dict(options.shares) or {"test": 0.2})
     except UserError as error:

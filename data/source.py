@@ -105,10 +105,7 @@ def open_rows(source: Source, role: str, *, skip_bad: bool, cache: Path, token: 
     """
     if source.path.startswith(samples.SCHEME):
         return [_sample(source, role, cache)]
-    path = Path(package.resolve(source.path)).expanduser()
-    files = [path] if path.exists() or not glob.has_magic(str(path)) else _matches(path)
-    if not files:
-        raise UserError(f"data.{role}: no file matches {source.path!r} (looked from {Path.cwd()})")
+    path, files = check_there(source, role)
     if path.is_dir():
         opened = [Rows(_saved(path, source, role), source.path)]
     elif path.suffix.lower() in SUFFIXES or files[0].is_file():
@@ -117,6 +114,20 @@ def open_rows(source: Source, role: str, *, skip_bad: bool, cache: Path, token: 
     else:
         opened = [Rows(_hub(source, role, token), source.path)]
     return _filled(opened, f"data.{role}: {source.path}")
+
+
+def check_there(source: Source, role: str) -> tuple[Path, list[Path]]:
+    """Return the path of a source, and its files if it is a glob; raise `UserError` for local files that are not there.
+
+    Reads nothing, so that it can be asked before anything else is done. What may be a name of the Hub is left alone.
+    """
+    path = Path(source.path if source.path.startswith(samples.SCHEME) else package.resolve(source.path)).expanduser()
+    files = [path] if path.exists() or not glob.has_magic(str(path)) else _matches(path)
+    if not files:
+        raise UserError(f"data.{role}: no file matches {source.path!r} (looked from {Path.cwd()})")
+    if path.suffix.lower() in SUFFIXES and not files[0].exists():
+        raise UserError(f"data.{role}: there is no file {str(path)!r} (looked from {Path.cwd()})")
+    return path, files
 
 
 def _sample(source: Source, role: str, cache: Path) -> Rows:

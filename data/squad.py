@@ -40,7 +40,7 @@ def _row(title: Any, context: Any, question: Any) -> dict[str, Any] | str:
     given = question.get("answers")
     if given is not None and not (isinstance(given, list) and all(isinstance(answer, dict) for answer in given)):
         return f"answers must be a list of JSON objects, not {str(given)[:40]!r}"
-    if question.get("is_impossible") is True:  # some writers leave plausible answers there
+    if str(question.get("is_impossible")).lower() == "true":  # some writers leave plausible answers there
         given = []
     # A key that an answer lacks is left out, so that texts and starts differ in number and the row is refused.
     answers = {key: [answer[key] for answer in given or () if key in answer] for key in ("text", "answer_start")}

@@ -130,10 +130,12 @@ def test_one_process_of_many_speaks(
 
 
 def test_keys_without_effect_are_told_once(
-    file: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    file: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import train.run
 
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nowhere.jsonl").touch()  # it is looked for, and not read
     seen: list[tuple[Any, bool]] = []
 
     def run(settings: Any, *, resume_anyway: bool) -> int:

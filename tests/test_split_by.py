@@ -45,6 +45,11 @@ def test_the_order_of_rows_does_not_matter() -> None:
         (["rows.jsonl", "title", "out", "test=1.5"], "'test=1.5': the share must be"),
         (["rows.jsonl", "title", "out", "dev=0.1"], "'dev=0.1': test=0.2 or validation=0.1"),
         (["rows.jsonl", "title", "out", "test=0.999"], "nothing is left to train on: 2 groups of 2 rows"),
+        (["rows.jsonl", "title", "out", "test=.0"], "'test=.0': the share must be more than 0"),
+        (["rows.jsonl", "title", "out", "test=0.2", "test=0.3"], "a share is given twice"),
+        (["gaps.jsonl", "title", "out"], "gaps.jsonl: 1 rows have no 'title'"),
+        (["*s.jsonl", "title", "out"], "the files have not the same columns"),
+        (["rows.jsonl", "title", "rows.jsonl"], "rows.jsonl cannot be made: File exists"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_written(
@@ -56,9 +61,21 @@ def test_what_cannot_be_done_is_said_and_nothing_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"title": "a"}\n{"title": "b"}\n')
+    (tmp_path / "gaps.jsonl").write_text('{"title": "a"}\n{"title": null}\n')
+    (tmp_path / "numbers.jsonl").write_text('{"title": 1}\n')
     try:
         code = main(arguments)
     except SystemExit as error:  # argparse
         code = int(error.code or 0)
     assert code == 2 and re.search(message, capsys.readouterr().err.replace("\n", " "))
     assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_there_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The source may be one of them: it would lose the rows that are held out."""
+    rows = [{"title": f"article {number % 20}"} for number in range(100)]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    before = (tmp_path / "train.parquet").read_bytes()
+    assert main([str(tmp_path / "train.parquet"), "title", str(tmp_path)]) == 2
+    assert "train.parquet is there already" in capsys.readouterr().err
+    assert (tmp_path / "train.parquet").read_bytes() == before and len(list(tmp_path.iterdir())) == 1

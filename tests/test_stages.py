@@ -341,6 +341,24 @@ def test_problems_of_all_stages_are_told_at_once(make_stages: MakeStages, tmp_pa
     assert not output_of(files[0]).exists()
 
 
+def test_rows_that_are_not_there_are_told_before_the_first_stage(make_stages: MakeStages, tmp_path: Path) -> None:
+    files = make_stages("run")
+    code, text = answer(*files, f"classify:data.test={tmp_path}/gone.jsonl", f"adapt:data.train={tmp_path}/*.tsv")
+    assert code == 2 and f"{files[1]}: data.train: no file matches '{tmp_path}/*.tsv'" in text
+    assert f"{files[2]}: data.test: there is no file '{tmp_path}/gone.jsonl'" in text
+    assert not output_of(files[0]).exists()
+    written_by_the_first = f"adapt:data.test={output_of(files[0])}/predictions/validation.jsonl"
+    assert len(stages.read(files, [written_by_the_first, "classify:data.test=org/name"], resume_anyway=False)) == 3
+
+
+def test_a_mistake_in_one_stage_makes_no_second_one(make_stages: MakeStages) -> None:
+    files = make_stages("run", 2)
+    assert carry_out_stages(files) == 0
+    with pytest.raises(UserError) as caught:
+        stages.read(files, ["pretrain:updatess=3"], resume_anyway=False)
+    assert "updatess: no such key" in str(caught.value) and "holds another run" not in str(caught.value)
+
+
 def test_processes_are_counted_for_every_stage(make_stages: MakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     files = make_stages("run")

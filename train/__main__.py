@@ -32,9 +32,9 @@ Run the same command again after an interruption: it goes on from the newest che
 
 stages:
   Several configs are run in order, each with an `output` of its own. ${previous} in one (as in `model: {path:
-  "${previous}"}`) is the model that the one before exports. All are checked before the first begins; one that is
-  finished is not run again. key=value changes all of them, NAME:key=value the one whose file is NAME.yaml, and
-  wins over the former: `batch_size=64 classify:optim.lr=1e-4`.
+  "${previous}"}`) is the model that the one before exports. Configs, folders and files of all are checked before the
+  first begins; one that is finished is not run again. key=value changes all of them, NAME:key=value the one whose file
+  is NAME.yaml, and wins over the former: `batch_size=64 classify:optim.lr=1e-4`.
 """
 
 

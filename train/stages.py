@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from data.errors import UserError, nearest
+from data.source import check_there
 from train import config, output, signals
 from train.config import RunConfig
 from train.idle import idle_keys
@@ -33,19 +34,21 @@ def read(files: Sequence[str], assignments: Sequence[str], *, resume_anyway: boo
     """
     stages: list[Stage] = []
     problems: list[UserError] = []
-    previous = None
+    previous = invented = None
     for file, changes in zip(files, _addressed(files, assignments), strict=True):
         try:
             settings = config.read(file, changes, previous)
         except UserError as error:
             problems.append(error)
-            previous = str(Path(file) / output.MODEL)  # not known, and only for the next one to be checked with
+            previous = invented = str(Path(file) / output.MODEL)  # not known, only for the next one to be checked with
             continue
         stages.append(Stage(file, settings))
-        previous = str(Path(settings.output) / output.MODEL)
+        from_unknown = invented is not None and invented in str(settings.model.path)
+        previous, invented = str(Path(settings.output) / output.MODEL), None
         try:
-            _check_world(settings)
-            output.claim(settings, resume_anyway=resume_anyway)
+            _check_world(settings)  # one that begins with what is invented would seem to be another run than before
+            if not from_unknown and not output.claim(settings, resume_anyway=resume_anyway):
+                _check_files(settings, [stage.config.output for stage in stages])
         except UserError as error:
             problems.append(_in_file(file, error) if len(files) > 1 else error)
     problems += _shared_outputs(stages)
@@ -134,6 +137,16 @@ def _check_world(settings: RunConfig) -> None:
             f"batch_size: {settings.batch_size} examples cannot be shared by {world} processes; "
             "raise it, or start fewer"
         )
+
+
+def _check_files(settings: RunConfig, outputs: Sequence[str]) -> None:
+    """Raise `UserError` for a file of rows that is not there; one in a folder of `outputs` may be yet to be written."""
+    folders = [Path(os.path.abspath(output)) for output in outputs]
+    data = settings.data
+    for role, sources in (("train", data.train), ("validation", data.validation), ("test", data.test)):
+        for source in sources or ():
+            if not any(Path(os.path.abspath(source.path)).is_relative_to(folder) for folder in folders):
+                check_there(source, role)
 
 
 def _shared_outputs(stages: Sequence[Stage]) -> list[UserError]:

@@ -28,7 +28,7 @@ ARTICLES: list[dict[str, Any]] = [
                         "question": "Who?",
                         "answers": [ANSWER],
                         "plausible_answers": [ANSWER],
-                        "is_impossible": True,
+                        "is_impossible": "true",
                     },
                 ],
             }

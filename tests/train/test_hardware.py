@@ -12,7 +12,7 @@ import torch
 
 from data.errors import UserError
 from tests.worker import carry_out
-from train.hardware import _choose_kernels, build_accelerator, resolve
+from train.hardware import build_accelerator, resolve
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without a GPU")
 
@@ -44,10 +44,11 @@ def test_what_accelerate_was_told_wins(
 
 
 def test_attention_that_plans_anew_for_each_shape_is_out_of_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only where there is a GPU to choose for; what is set is the switch of torch, wherever torch runs."""
+    """Only where there is a GPU to choose for."""
     chosen: list[bool] = []
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", chosen.append)
-    build_accelerator("fp32")
-    assert chosen == ([False] if torch.accelerator.is_available() else [])
-    _choose_kernels()
-    assert chosen[-1:] == [False]
+    monkeypatch.setattr("accelerate.Accelerator", lambda **settings: settings)
+    for there in (False, True):
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
+        settings: Any = build_accelerator("fp32")[0]
+        assert (settings["cpu"], chosen) == (not there, [False] * there)

@@ -5,45 +5,52 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Literal, get_args
 
+from data.errors import UserError
 from data.source import Rows, named
-from train.tasks._labels import distinct
+
+Reading = Literal["from_0", "from_1", "text"]
+LOOKED_AT = 10_000  # rows of a file that tell how the right choice is given
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Where the choices of a row stand, and the right one: by its own label, by place, by letter from A, or by text."""
+    """Where the choices of a row stand, and the right one.
+
+    It is given by its own label where choices have labels, by place or letter from A; or, with the reading "text", by
+    its text: "2" is the choice "2" then, not the third.
+    """
 
     columns: tuple[str, ...]
     label: str
-    first: int = 0
-    """The number of the first place."""
-    by_text: bool = False
-    """Whether the right choice is given as its text, which comes first then: "2" is the choice "2", not the third."""
+    reading: Reading = "from_0"
+
+    @property
+    def first(self) -> int:
+        """The number of the first place."""
+        return int(self.reading == "from_1")
 
     @classmethod
     def found(cls, columns: tuple[str, ...], label: str, rows: Sequence[Rows]) -> Choices:
-        """Return them as the training rows show: whether places are counted from 0 or 1, or choices given as texts.
-
-        From 1 where no row says 0, and one says a number that is as high as its choices are many. As texts where a row
-        says what is no number, letter or label, but one of its choices.
+        """Return them with the reading by which most of the training rows have a right choice; from 0, if others find
+        no more. Raises `UserError` where texts are as good a reading as places, and other choices are right then.
         """
-        plain = cls(columns, label)
-        names = {value for part in rows for value in map(_spelt, distinct(part, label))}
-        numbers = {int(name) for name in names if name.isdecimal()}
-        from_one = bool(numbers) and min(numbers) == 1
-        spelt_out = any(len(name) > 1 and not name.isdecimal() for name in names)
-        if not from_one and not spelt_out:
-            return plain
+        readings = {name: cls(columns, label, name) for name in get_args(Reading)}
+        counts, unlike = dict.fromkeys(readings, 0), dict.fromkeys(readings, False)
         for row in _rows(rows, [*columns, label]):
-            texts, keys = plain.of(row)
-            name = _spelt(row[label])
-            if spelt_out and not name.isdecimal() and name not in keys and name in map(_spelt, texts):
-                return cls(columns, label, by_text=True)
-            if from_one and not spelt_out and not keys and name == str(len(texts)):
-                return cls(columns, label, first=1)
-        return plain
+            if readings["text"].unfit(row) is None:
+                places = {name: choices.right(row) for name, choices in readings.items()}
+                for name, place in places.items():
+                    counts[name] += place is not None
+                    unlike[name] |= places["text"] not in (place, None)
+        best = "from_0" if counts["from_0"] >= counts["from_1"] else "from_1"
+        if counts["text"] == counts[best] > 0 and unlike[best]:
+            raise UserError(
+                f"the column {label!r} may hold places or letters of choices as well as their texts, and other choices "
+                "would be right. Say which: task.label_is: from_0, from_1 or text"
+            )
+        return readings["text" if counts["text"] > counts[best] else best]
 
     def of(self, row: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
         """Return the choices of a row, and their labels where they have some of their own.
@@ -71,11 +78,15 @@ class Choices:
     def right(self, row: Mapping[str, Any]) -> int | None:
         """Return the place of the right choice, from 0.
 
-        Where choices have labels, a place counts only if none of these is a number, and a letter not at all.
+        Where choices have labels, a place counts only if none of these is a number, and a letter not at all. A text
+        counts only if a single choice has it.
         """
+        if row[self.label] is None:
+            return None
         texts, keys = self.of(row)
         name = _spelt(row[self.label])
-        if self.by_text and (found := [place for place, text in enumerate(texts) if _spelt(text) == name]):
+        if self.reading == "text":
+            found = [place for place, text in enumerate(texts) if _spelt(text) == name]
             return found[0] if len(found) == 1 else None
         if name in keys:
             return keys.index(name)
@@ -86,8 +97,8 @@ class Choices:
         letters = "" if keys else ascii_uppercase[: len(texts)]
         return letters.index(name) if len(name) == 1 and name in letters else None
 
-    def problem(self, row: Mapping[str, Any]) -> str | None:
-        """Say what is wrong: at least two choices that are not blank are wanted, and a label that is one of them."""
+    def unfit(self, row: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with the choices: two or more that are not blank are wanted, and labels for all or none."""
         texts, keys = self.of(row)
         where, value = ", ".join(map(repr, self.columns)), row[self.columns[0]]
         if len(self.columns) == 1 and value is not None and not isinstance(value, list | dict):
@@ -101,17 +112,27 @@ class Choices:
                 return f"{where}: choice {place} (from 0) is empty"
         if keys and not len(set(keys)) == len(keys) == len(texts):
             return f"{where}: {len(texts)} choices need as many different labels, not {', '.join(keys)}"
-        if self.right(row) is None:
-            places = f"{self.first} to {len(texts) - 1 + self.first}, or {' '.join(ascii_uppercase[: len(texts)])}"
-            known = ", ".join(keys) if keys else places
-            known = "the text of one of them" if self.by_text else known
-            return f"{self.label!r} is {row[self.label]!r}, which is none of the {len(texts)} choices: {known}"
         return None
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with the choices, or with the label: it must be one of them."""
+        if problem := self.unfit(row):
+            return problem
+        if self.right(row) is not None:
+            return None
+        texts, keys = self.of(row)
+        if self.reading == "text":
+            shown = f"{self.label!r} is {row[self.label]!r}"
+            return f"{shown}, which is not the text of one of the {len(texts)} choices alone"
+        places = f"{self.first} to {len(texts) - 1 + self.first}, or {' '.join(ascii_uppercase[: len(texts)])}"
+        known = ", ".join(keys) if keys else places
+        return f"{self.label!r} is {row[self.label]!r}, which is none of the {len(texts)} choices: {known}"
 
 
 def _rows(rows: Sequence[Rows], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     for part in rows:
-        for batch in part.dataset.select_columns(columns).iter(1000):
+        dataset = part.dataset.select_columns(columns)
+        for batch in dataset.select(range(min(len(dataset), LOOKED_AT))).iter(1000):
             cells = named(batch, part.dataset.features)
             for values in zip(*(cells[name] for name in columns), strict=True):
                 yield dict(zip(columns, values, strict=True))

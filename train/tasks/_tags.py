@@ -48,10 +48,11 @@ def scheme_of(asked: str, rows: Sequence[Rows], column: str, labels: _labels.Lab
             )
         return scheme
     found = detect(names, _sentences(rows, column, labels))
-    spelt = [name for name in names if name[0:1] in ALL_LETTERS and name[1:2] == "-" and name[2:]]
+    spelt = [name for name in names if name[0:1].upper() in [*ALL_LETTERS] and name[1:2] == "-" and name[2:]]
     others = [name for name in names if name != "O" and name not in spelt]
     if found is None and len(spelt) > len(others):
-        stray = f"but not {', '.join(map(repr, others[:10]))}" if others else "with the letters of several schemes"
+        stray = "in lower case" if spelt[0][0].islower() else "with the letters of several schemes"
+        stray = f"but not {', '.join(map(repr, others[:10]))}" if others else stray
         raise UserError(
             f"the column {column!r}: tags such as {', '.join(spelt[:3])} spell entities, {stray}. Mend the tags "
             f"(schemes: {', '.join(LETTERS)}), or set task.scheme: none to learn all of them as plain tags"

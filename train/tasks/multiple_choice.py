@@ -45,6 +45,11 @@ class Config(TaskConfig):
         "options, endings or choice, or ending0, ending1, ...",
     )
     label: str | None = Field(None, description="Column of the right choice. Default: label, answerKey or answer.")
+    label_is: Literal["auto", "from_0", "from_1", "text"] = Field(
+        "auto",
+        description="What it holds: the place of the choice, counted from 0 or 1, or its letter or own label; or its "
+        "text. auto: what most of the training rows can mean.",
+    )
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,11 @@ class MultipleChoice(Task):
             raise UserError(
                 f"task.choices: a list names a column for each choice; for one that lists them: {choices[0]}"
             )
-        return cls(context, question, Choices.found(choices, label, rows), tokenizer.pad_token_id)
+        if config.label_is == "auto":
+            read = Choices.found(choices, label, rows)
+        else:
+            read = Choices(choices, label, config.label_is)
+        return cls(context, question, read, tokenizer.pad_token_id)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -103,7 +112,7 @@ class MultipleChoice(Task):
     def __str__(self) -> str:
         """Say what was found in the data."""
         prompt = f"{self.context} + {self.question}" if self.context else self.question
-        counted = " (counted from 1)" if self.choices.first else ""
+        counted = {"from_0": "", "from_1": " (counted from 1)", "text": " (its text)"}[self.choices.reading]
         return f"multiple choice: {prompt} + {', '.join(self.choices.columns)} → {self.choices.label}{counted}"
 
     @property

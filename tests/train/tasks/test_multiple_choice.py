@@ -125,11 +125,38 @@ def test_the_right_choice_may_be_given_as_its_text() -> None:
         {"question": "q", "choice": ["1", "2", "3"], "answer": "2"},
         {"question": "q", "choice": ["same", "same", "other"], "answer": "same"},
         {"question": "q", "choice": ["x", "y"], "answer": "elsewhere"},
+        {"question": "q", "choice": ["None", "y"], "answer": None},
     ]
     task = prepare(rows)
-    assert task.choices.by_text and [task.choices.right(row) for row in rows] == [1, 1, None, None]
-    assert "'answer' is 'elsewhere', which is none of the 2 choices: the text of one" in str(task.problem(rows[3]))
-    assert not prepare(rows[1:2]).choices.by_text and prepare(rows[1:2]).choices.right(rows[1]) == 2
+    assert task.choices.reading == "text" and str(task).endswith("→ answer (its text)")
+    assert [task.choices.right(row) for row in rows] == [1, 1, None, None, None]
+    assert "'answer' is 'elsewhere', which is not the text of one of the 2 choices alone" in str(task.problem(rows[3]))
+    assert "'answer' is 'same', which is not the text of one of the 3 choices alone" in str(task.problem(rows[2]))
+    numbers = [{"question": "q", "choices": ["12", "2", "0"], "answer": answer} for answer in ("12", "0", "2", "12")]
+    assert [prepare(numbers).choices.right(row) for row in numbers] == [0, 2, 1, 0]
+
+
+@pytest.mark.parametrize("choices", [["b", "a", "c"], ["2", "0", "1"]])
+def test_places_and_texts_that_cannot_be_told_apart_are_refused(choices: list[str]) -> None:
+    rows = [{"question": "q", "choices": choices, "answer": answer} for answer in choices]
+    with pytest.raises(UserError, match=r"may hold places or letters .* task.label_is: from_0, from_1 or text"):
+        prepare(rows)
+    assert [prepare(rows, label_is="text").choices.right(row) for row in rows] == [0, 1, 2]
+    by_place = [int(choice) if choice.isdecimal() else ord(choice) - ord("a") for choice in choices]
+    assert [prepare(rows, label_is="from_0").choices.right(row) for row in rows] == by_place
+    alike = [{"question": "q", "choices": ["0", "1"], "answer": answer} for answer in ("0", "1")]
+    assert prepare(alike).choices.reading == "from_0"  # the same choices are right in either way
+
+
+def test_what_most_rows_say_decides_from_where_places_are_counted() -> None:
+    """One bad label must not move all the others."""
+    four = {"question": "q", "choices": ["w", "x", "y", "z"]}
+    spoilt = [{**four, "label": label} for label in ("1", "2", "3", "4", "2", "n/a")]
+    assert [prepare(spoilt).choices.right(row) for row in spoilt] == [0, 1, 2, 3, 1, None]
+    later = [{**four, "label": label} for label in (2, 3, 4, 2)]
+    assert [prepare(later).choices.right(row) for row in later] == [1, 2, 3, 1]
+    beyond = [{**four, "label": label} for label in (0, 0, 1, 3, 4)]
+    assert [prepare(beyond).choices.right(row) for row in beyond] == [0, 0, 1, 3, None]
 
 
 def test_a_row_may_have_no_context_and_the_column_may_be_left_alone() -> None:

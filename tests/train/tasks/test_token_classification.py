@@ -232,6 +232,7 @@ def test_columns_labels_and_schemes_are_found() -> None:
         ({"tokens": [["a"]], "tags": [["O", "E-X"]]}, {"scheme": "iob1"}, r"iob1 has O .* 'tags' has E-X, O"),
         ({"tokens": [["a"]], "tags": [["O", "B-X", "I-X", "o"]]}, {}, r"B-X, I-X spell entities, but not 'o'"),
         ({"tokens": [["a"]], "tags": [["O", "B-X", "U-X", "E-X"]]}, {}, r"B-X, E-X, U-X spell .* letters of several"),
+        ({"tokens": [["a"]], "tags": [["O", "b-x", "i-x"]]}, {}, r"b-x, i-x spell entities, in lower case"),
         ({"tokens": [["a"]], "tags": [[0, 1, -100]]}, {}, r"holds -100, the mark of pieces without a tag"),
     ],
 )  # fmt: skip
