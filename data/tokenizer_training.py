@@ -92,10 +92,17 @@ class _Texts:
 
     def __iter__(self) -> Iterator[list[str]]:
         for part, names in zip(self.rows, self.columns, strict=True):
-            dataset = part.dataset.select_columns([*names])
+            there = part.dataset.column_names
+            fields = [(name, "") if name in there else name.split(".", 1) for name in names]
+            dataset = part.dataset.select_columns([*dict.fromkeys(name for name, _ in fields)])
             for first in range(0, len(dataset), CHUNK):
                 chunk = dataset[first : first + CHUNK]
-                yield [text for name in names for value in chunk[name] for text in _flat(value)]
+                yield [
+                    text
+                    for name, field in fields
+                    for value in chunk[name]
+                    for text in _flat((value or {}).get(field) if field else value)
+                ]
 
 
 def _flat(value: Any) -> Iterator[str]:
@@ -109,6 +116,12 @@ def _columns(rows: Rows, column: str | None, preferred: Sequence[str]) -> list[s
     """Return the columns of a file that are learned from."""
     features = rows.dataset.features
     texts = [name for name, feature in features.items() if not name.startswith("__") and _is_text(feature)]
+    texts += [
+        f"{name}.{field}"  # as in {"translation": {"en": "...", "de": "..."}}
+        for name, feature in features.items()
+        for field, inner in _inside(feature).items()
+        if _is_text(inner)
+    ]
     if column is not None and column not in texts:
         shown = ", ".join(texts) or "none"
         raise UserError(
@@ -119,6 +132,14 @@ def _columns(rows: Rows, column: str | None, preferred: Sequence[str]) -> list[s
         raise UserError(f"model.tokenizer.train: {rows.name} has no column of texts to make a tokenizer from")
     usual = [name for name in preferred if name in texts] or (["text"] if "text" in texts else texts)
     return usual if column is None else [column]
+
+
+def _inside(feature: Any) -> dict[str, Any]:
+    from datasets import Value
+
+    if languages := getattr(feature, "languages", None):
+        return dict.fromkeys(languages, Value("string"))
+    return feature if isinstance(feature, dict) else {}
 
 
 def _is_text(feature: Any) -> bool:

@@ -68,6 +68,23 @@ def tiny_decoder(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> s
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_encoder_decoder(tiny_decoder: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A T5 of two layers on each side, 32 wide, with the tokenizer of `tiny_decoder`, as a folder of safetensors."""
+    import torch
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("tiny-encoder-decoder")
+    AutoTokenizer.from_pretrained(tiny_decoder).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(WORDS) + 3, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0,
+        eos_token_id=2, decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return str(folder)
+
+
 def rows(shape: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Return learnable rows of very different lengths: low words speak for the first label."""
     generator = random.Random(f"{shape} {seed}")

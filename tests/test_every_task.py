@@ -26,6 +26,7 @@ TASKS = plugins.names(tasks)
 UPDATES = 12
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "t5": {"dropout_rate": 0.0},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 
@@ -33,7 +34,9 @@ Build = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_decoder: str) -> Build:
+def build(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_decoder: str, tiny_encoder_decoder: str
+) -> Build:
     """Return a function that gives the config of a run of a task; dotted keys change it."""
     folder = tmp_path_factory.mktemp("every-task")
 
@@ -55,7 +58,7 @@ def build(tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_decode
                 **sample.data,
             },
             "model": {
-                "path": {"bert": tiny_model, "gpt2": tiny_decoder}[sample.model],
+                "path": {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder}[sample.model],
                 "config": NO_DROPOUT[sample.model],
             },
             "optim": {"lr": 5e-3, "warmup": "10%"},

@@ -54,7 +54,7 @@ def _read_by_code(config: PreTrainedConfig) -> set[str]:
 
 
 def reads_both_ways(config: PreTrainedConfig) -> bool:
-    """Whether models of this kind are encoders, whose texts stand between two special tokens."""
+    """Whether models of this kind have an encoder, whose texts stand between two special tokens."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return bool(getattr(config, "is_encoder_decoder", False)) or config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES

@@ -9,10 +9,10 @@ from typing import Any, Literal, Protocol
 from data.section import Section
 
 Kind = Literal[
-    "single_label", "multi_label", "regression", "tags", "entities", "answers", "masked_tokens", "next_tokens"
+    "single_label", "multi_label", "regression", "tags", "entities", "answers", "masked_tokens", "next_tokens", "texts"
 ]
 """What a task predicts: a class, labels or a number for each example; a tag for each word, of no scheme or of one that
-spells entities; a text out of a text; the tokens that were hidden; each next token."""
+spells entities; a text out of a text; the tokens that were hidden; each next token; a text of its own."""
 
 
 class Module(Protocol):

@@ -16,13 +16,13 @@ from data.collate import pad
 from data.encode import Encoded, Features
 from data.source import Rows
 from train.tasks import _proof
+from train.tasks._losses import token_losses
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces, text_column
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PACKINGS = {"documents": packing.best_fit, "concatenate": packing.stream, "none": packing.apart}
-CHUNK = 2**24  # logits that one piece of the loss copies: 64 MB in fp32
 
 
 class Config(TaskConfig):
@@ -251,26 +251,6 @@ class CausalLanguageModelling(Task):
         several = len(encoded.sizes) > 1
         for (source, row), (loss, tokens) in sorted(totals.items()):
             yield {**({"source": source} if several else {}), "row": row, "loss": loss, "tokens": tokens}
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross entropy (B, T), 0 where the label is -100, of logits (B, T, V); half precision in fp32.
-
-    Computed, and for the gradient computed again, in chunks of tokens: besides the logits and their gradient there is
-    never a third tensor of their size.
-    """
-    import torch
-    from torch.nn import functional
-    from torch.utils.checkpoint import checkpoint
-
-    def of(logits: Tensor, labels: Tensor) -> Tensor:
-        exact = logits.float() if logits.dtype.itemsize < 4 else logits
-        return functional.cross_entropy(exact, labels, reduction="none", ignore_index=IGNORED)
-
-    size = max(1, CHUNK // logits.shape[-1])
-    chunks = zip(torch.split(logits.flatten(0, 1), size), torch.split(labels.flatten(), size), strict=True)
-    parts = [checkpoint(of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-    return torch.cat(parts).view_as(labels)
 
 
 task = CausalLanguageModelling

@@ -26,7 +26,8 @@ from tests.every_task.causal_lm import rows as sentences
 from tests.worker import carry_out
 from train.model import load_model
 from train.model_config import ModelConfig
-from train.tasks.causal_lm import CausalLanguageModelling, Config, token_losses
+from train.tasks._losses import token_losses
+from train.tasks.causal_lm import CausalLanguageModelling, Config
 
 MakeConfig = Callable[..., dict[str, Any]]
 PACKINGS = ("documents", "concatenate", "none")
@@ -311,7 +312,7 @@ def test_the_loss_in_chunks_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     gradient = torch.autograd.grad(expected.sum(), logits)[0]
     for chunk in (1, 11 * 4, 10**6):
-        monkeypatch.setattr("train.tasks.causal_lm.CHUNK", chunk)
+        monkeypatch.setattr("train.tasks._losses.CHUNK", chunk)
         found = token_losses(logits, labels)
         assert torch.allclose(found, expected, rtol=1e-14)
         assert torch.allclose(torch.autograd.grad(found.sum(), logits)[0], gradient, rtol=1e-12)

@@ -1,0 +1,49 @@
+"""Columns, and fields of columns: `translation.en` is the field en of the column translation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.errors import UserError, nearest
+from data.source import Rows
+
+
+def names(rows: Rows) -> list[str]:
+    """Return all that can be chosen: columns, and the fields of those that have some."""
+    found = []
+    for name, feature in rows.dataset.features.items():
+        if not name.startswith("__"):
+            languages = getattr(feature, "languages", None)  # datasets has a type of its own for translations
+            fields = feature if isinstance(feature, dict) else languages or ()
+            found += [name, *(f"{name}.{field}" for field in fields)]
+    return found
+
+
+def check(rows: Sequence[Rows], wanted: Sequence[str], where: str) -> None:
+    """Raise `UserError` for a file that lacks a column or field, naming what it has."""
+    for part in rows:
+        there = names(part)
+        for name in wanted:
+            if name not in there:
+                raise UserError(
+                    f"{where}: {part.name} has no column {name!r}; it has {', '.join(there)}{nearest(name, there)}"
+                )
+
+
+def column(name: str) -> str:
+    """Return the column that a name is of. (One whose own name has a dot cannot be chosen.)"""
+    return name.partition(".")[0]
+
+
+def value(row: Mapping[str, Any], name: str) -> Any:
+    """Return a row's value; None for a field of what has no fields."""
+    owner, _, field = name.partition(".")
+    whole = row[owner]
+    return whole if not field else whole.get(field) if isinstance(whole, Mapping) else None
+
+
+def values(rows: Mapping[str, list[Any]], name: str) -> list[Any]:
+    """Return the values of some rows."""
+    owner, _, field = name.partition(".")
+    return [whole[field] for whole in rows[owner]] if field else rows[owner]
