@@ -372,6 +372,8 @@ def test_metrics_report_what_checkpoint_best_may_name() -> None:
         taken = values if "regression" in module.KINDS else classes
         taken = np.array([[0.6, 0.4], [0.2, 0.8], [0.3, 0.7]]) if module.TAKES == "scores" else taken
         references = values[::-1] if "regression" in module.KINDS else classes
+        if "texts" in module.KINDS:
+            taken, references = ["the cat sat"], ["the cat stood"]
         averages = ["macro", "weighted"] if "average" in module.Options.model_fields else []
         for options in ({}, *({"average": average} for average in averages)):
             reported = module.compute(taken, references, module.Options.model_validate(options))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from pydantic import Field
 
 from data.section import Section
+from train.metrics._texts import columns
+
+__all__ = ["columns", "compute"]
 
 KINDS: Final = ("texts",)
 TAKES: Final = "predictions"
@@ -19,13 +22,6 @@ class Options(Section):
 
     word_order: int = Field(0, ge=0, le=4, description="Longest sequence of words counted; 2 is chrF++.")
     lowercase: bool = Field(False, description="Compare in lower case.")
-
-
-def columns() -> tuple[Any, Any]:
-    """Return the types of a text and of its reference."""
-    from datasets import Value
-
-    return Value("string"), Value("string")
 
 
 def compute(predictions: Sequence[str], references: Sequence[str], options: Options) -> dict[str, float]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from data.section import Section
 from train.metrics._counting import total
+from train.metrics._texts import columns
+
+__all__ = ["columns", "compute"]
 
 KINDS: Final = ("texts",)
 TAKES: Final = "predictions"
@@ -26,13 +29,6 @@ NO_WORD = re.compile("[^a-z0-9]+")
 
 class Options(Section):
     """None."""
-
-
-def columns() -> tuple[Any, Any]:
-    """Return the types of a text and of its reference."""
-    from datasets import Value
-
-    return Value("string"), Value("string")
 
 
 def compute(predictions: Sequence[str], references: Sequence[str], options: Section) -> dict[str, float]:

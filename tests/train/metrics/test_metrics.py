@@ -17,8 +17,8 @@ from train.metrics import Choice, Kind
 
 ROOT = Path(__file__).parents[3]
 LOCAL = [
-    "accuracy", "bits_per_byte", "f1", "matthews_correlation", "mse", "pearson", "perplexity", "precision", "recall",
-    "roc_auc", "seqeval", "spearman", "squad",
+    "accuracy", "bits_per_byte", "bleu", "chrf", "exact_match", "f1", "matthews_correlation", "mse", "pearson",
+    "perplexity", "precision", "recall", "roc_auc", "rouge", "seqeval", "spearman", "squad",
 ]  # fmt: skip
 LOWER = ("mse", "perplexity", "bits_per_byte")
 
@@ -76,7 +76,7 @@ def test_parse() -> None:
     assert metrics.parse("accuracy") == Choice("accuracy", {}, "")
     assert metrics.parse({"name": "f1", "average": "macro"}) == Choice("f1", {"average": "macro"}, "")
     assert metrics.parse({"name": "mse", "prefix": "dev_"}) == Choice("mse", {}, "dev_")
-    assert metrics.parse({"name": "rouge", "use_stemmer": True}) == Choice("rouge", {"use_stemmer": True}, "")
+    assert metrics.parse({"name": "meteor", "alpha": 0.9}) == Choice("meteor", {"alpha": 0.9}, "")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_metric_on_the_wrong_kind_of_task_names_those_that_fit() -> None:
         match=r"'accuracy' is for single_label and multi_label and .* fit: mse, pearson, spearman",
     ):
         compute([metrics.load(Choice("accuracy"))], outputs("regression"))
-    metrics.check(Choice("rouge"), "regression")
+    metrics.check(Choice("meteor"), "regression")
 
 
 def test_load_explains_an_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,8 @@ def test_an_end_is_needed(tokenizer: Any) -> None:
 def test_families_from_scratch_train_resume_and_write_when_loaded_again(
     family: str, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    run = make_config(updates=6, precision="fp32", task={"name": "seq2seq"}, data__max_length=24, micro_batch_size=8)
+    task = {"name": "seq2seq", "generation": {"max_new_tokens": 4}}
+    run = make_config(updates=6, precision="fp32", task=task, data__max_length=24, micro_batch_size=8)
     run["model"] = {"config": {"model_type": family, **FAMILIES[family]}, "tokenizer": {"train": {"kind": "wordpiece"}}}
     run["metrics"] = ["bleu", "chrf", "rouge", "exact_match"]
     given = {role: pairs(count, count) for role, count in (("train", 150), ("validation", 12))}
