@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,8 +88,9 @@ class MaskedLM(Task):
 
     @property
     def identity(self) -> str:
-        """The column, the share that is hidden (targets are estimated with it), and whether words are kept."""
-        return json.dumps([self.text, self.config.mask_rate, self.config.whole_words])
+        """The column, the share that is hidden (targets are estimated with it), whether words are kept, and the code that
+        cuts texts: what a tokenizer has cut that drops the rest must not be used again."""
+        return json.dumps([self.text, self.config.mask_rate, self.config.whole_words, inspect.getsource(_words)])
 
     def __str__(self) -> str:
         """Say what is hidden."""
