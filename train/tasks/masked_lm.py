@@ -88,8 +88,8 @@ class MaskedLM(Task):
 
     @property
     def identity(self) -> str:
-        """The column, the share that is hidden (targets are estimated with it), whether words are kept, and the code that
-        cuts texts: what a tokenizer has cut that drops the rest must not be used again."""
+        """The column, the share that is hidden (targets are estimated with it), whether words are kept, and the code
+        that cuts texts: what was cut by a tokenizer that drops the rest must not be used again."""
         return json.dumps([self.text, self.config.mask_rate, self.config.whole_words, inspect.getsource(_words)])
 
     def __str__(self) -> str:
