@@ -20,7 +20,7 @@ from tests import every_task
 from tests.conftest import figures
 from tests.distributed import ROOT, launch
 from tests.worker import carry_out
-from train import plugins, tasks
+from train import plugins, predict, tasks
 
 TASKS = plugins.names(tasks)
 UPDATES = 12
@@ -194,3 +194,23 @@ json.dump(every_task.load({name!r}).reload(pathlib.Path(folder), rows), open(sys
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
     close(found, json.loads(json.dumps([sample.expected(record) for record in records(output)])), 1e-4)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_rows_without_targets_are_answered_as_in_the_run(
+    name: str, build: Build, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
+    sample = every_task.load(name)
+    rows = [{column: row[column] for column in sample.inputs} for row in sample.rows(31, len("validation"))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(sample.asked(row)) + "\n" for row in rows))
+    options = ["--precision", "fp64", "--part-rows", "9", "--batch-tokens", "100", "--cache", str(tmp_path / "cache")]
+    found = tmp_path / "predictions.jsonl"
+    assert (
+        predict.main([str(whole(name)), "--input", str(tmp_path / "rows.jsonl"), "--output", str(found), *options]) == 0
+    )
+    answers = [json.loads(line) for line in found.read_text().splitlines()]
+    assert [answer["row"] for answer in answers] == list(range(31))
+    assert all("prediction" in answer and "reference" not in answer and "loss" not in answer for answer in answers)
+    if sample.asks_the_same:
+        expected = [{key: record[key] for key in answers[0]} for record in records(whole(name))]
+        close(answers, expected, 1e-5)

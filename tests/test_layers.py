@@ -43,6 +43,8 @@ LAYERS: dict[str, float] = {
     "train.files": 0,
     "train.schemes": 0,
     "train.weights": 0,
+    "train.exported": 0.5,
+    "train.limits": 0,
     "train.scratch": 0,
     "train.heads": 0,
     "train.model_config": 0.25,
@@ -68,6 +70,8 @@ LAYERS: dict[str, float] = {
     "train.run": 6,
     "train.__main__": 7,
     "train.inspect": 7,
+    "train.prediction": 6,
+    "train.predict": 7,
 }
 PACKAGES = ("train.tasks", "train.metrics", "data.samples")  # their files may import each other
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "wandb", "pyarrow", "sklearn", "scipy"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from data.encode import Encoded
 from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from train import metrics
-from train.tasks.base import Arrays, Task
+from train.tasks.base import Arrays, Predictor, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,7 +50,7 @@ class Evaluator:
         """
         training = self.model.training
         self.model.eval()
-        ids, arrays = self._predict()
+        ids, arrays = predictions(self.model, self.task, self.encoded, self._parts, self.accelerator.device)
         self.model.train(training)
         shares = [(ids, arrays)]
         if self.accelerator.num_processes > 1:
@@ -78,20 +78,6 @@ class Evaluator:
         plan = plan_evaluation(self.encoded.column("length"), self.bounds, self.accelerator.num_processes)
         return plan[self.accelerator.process_index]
 
-    def _predict(self) -> tuple[Any, Arrays]:
-        ids, found = [], []
-        for part in self._parts:
-            features = {**self.encoded.features(part.rows), "key": example_keys(part.rows, "evaluation")}
-            tensors = send_to_device(self.task.collate(features), self.accelerator.device)
-            with torch.no_grad():
-                predicted = self.task.predict(self.model, tensors)
-            if not part.filler:
-                ids.append(part.rows)
-                found.append({name: tensor.cpu().numpy() for name, tensor in predicted.items()})
-        if not ids:  # fewer micro-batches than processes
-            return np.zeros(0, dtype=np.int64), {}
-        return np.concatenate(ids), {name: stacked([part[name] for part in found]) for name in found[0]}
-
     def _judge(self, shares: list[tuple[Any, Arrays]]) -> dict[str, float]:
         shares = [share for share in shares if len(share[0])]
         ids = np.concatenate([share[0] for share in shares])
@@ -106,6 +92,33 @@ class Evaluator:
         outputs = self._tuned.outputs(self.found, self.encoded)
         figures.update(metrics.compute(self._metrics, outputs, self.task.kind))
         return {f"{self.role}/{name}": value for name, value in figures.items()}
+
+
+def predictions(
+    model: nn.Module,
+    task: Predictor,
+    encoded: Encoded,
+    parts: Sequence[MicroBatch],
+    device: torch.device,
+    first: int = 0,
+) -> tuple[NDArray[np.int64], Arrays]:
+    """Return the ids of the examples in `parts`, fillers left out, and what `task` finds of them, in that order.
+
+    `first` is what comes before `encoded` where it is a part of something: example ids, from which all that is random
+    about an example is drawn, count from there. The model is in evaluation mode.
+    """
+    ids, found = [], []
+    for part in parts:
+        features = {**encoded.features(part.rows), "key": example_keys(part.rows + first, "evaluation")}
+        tensors = send_to_device(task.collate(features), device)
+        with torch.no_grad():
+            predicted = task.predict(model, tensors)
+        if not part.filler:
+            ids.append(part.rows)
+            found.append({name: tensor.cpu().numpy() for name, tensor in predicted.items()})
+    if not ids:  # fewer micro-batches than processes
+        return np.zeros(0, dtype=np.int64), {}
+    return np.concatenate(ids), {name: stacked([part[name] for part in found]) for name in found[0]}
 
 
 def stacked(parts: list[NDArray[Any]]) -> NDArray[Any]:

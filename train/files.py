@@ -25,7 +25,12 @@ def write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 def write_json_lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
-    write(file, "".join(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records))
+    write(file, json_lines(records))
+
+
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return one JSON object a line; numbers that are not finite become null."""
+    return "".join(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
 
 
 def _finite(value: Any) -> Any:

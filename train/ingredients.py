@@ -13,7 +13,8 @@ from data.errors import UserError
 from data.source import Rows, open_rows
 from train import hardware, metrics, plugins, tasks
 from train.config import RunConfig
-from train.model import load_model, longest_input
+from train.limits import longest_input
+from train.model import load_model
 from train.tasks.base import Task, check_columns
 from train.tokenizer import load_tokenizer
 

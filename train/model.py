@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from data import package
 from data.errors import UserError, nearest
 from data.order import derive
+from train import exported
 from train.heads import check_labels, refuse_headless, replaced_head
 from train.model_config import ModelConfig
 from train.scratch import KIND, blank_config
@@ -198,20 +199,16 @@ def _know_ours() -> None:
     )
 
 
-def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many tokens the model can take; a model or tokenizer that sets no limit counts for nothing."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    if positions < 1 or not getattr(config, "position_biased_input", True):
-        positions = 10**9  # DeBERTa-v3 knows only the distance between tokens, in buckets that have no end
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1  # RoBERTa counts positions from there
-    return int(min(positions, tokenizer.model_max_length))
-
-
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, card: str, state: Any) -> None:
-    """Write model, tokenizer and card to `folder`: whole, or not at all; a folder of that name is replaced.
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    card: str,
+    about: Mapping[str, Any],
+    state: Any,
+) -> None:
+    """Write model, tokenizer, card and what is known of it to `folder`: whole, or not at all; one that is there is
+    replaced.
 
     The tokenizer is written without the truncation and padding of its last call: that depends on whether this process
     encoded the rows or found them in the cache, and whoever loads it would get the side that was cut.
@@ -224,6 +221,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: P
         tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(writing)
     (writing / "README.md").write_text(card, encoding="utf-8")
+    exported.write(writing, about)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(writing, folder)
 

@@ -27,11 +27,8 @@ def load(file: str, overrides: Sequence[str], previous: str | None = None) -> tu
 
     content, problems = _read(file), []
     for override in overrides:
-        key, equals, text = override.partition("=")
         try:
-            if not equals or not all(key.split(".")):
-                raise UserError(f"{key!r}: after the config file come key=value pairs, such as optim.lr=3e-5")
-            _put(content, key, _value(key, text))
+            _add(content, override, "after the config file come key=value pairs, such as optim.lr=3e-5")
         except UserError as error:
             problems.append(str(error))
     names = {} if previous is None or PREVIOUS in content else {PREVIOUS: previous}
@@ -47,6 +44,21 @@ def load(file: str, overrides: Sequence[str], previous: str | None = None) -> tu
                 f"the stages before it first, as in: python -m train BEFORE.yaml {file}; or say where: {key}=FOLDER"
             )
         raise UserError(f"{file}: {key}: {reason}") from None  # what it comes from may hold a secret
+
+
+def parse(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what `key=value` pairs say, nested by the dots of their keys; raises `UserError` for one that is none."""
+    content: dict[str, Any] = {}
+    for override in overrides:
+        _add(content, override, "give key=value pairs, such as task.generation.beams=4")
+    return content
+
+
+def _add(content: dict[str, Any], override: str, wanted: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{key!r}: {wanted}")
+    _put(content, key, _value(key, text))
 
 
 def _read(file: str) -> dict[str, Any]:

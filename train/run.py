@@ -254,7 +254,9 @@ def _finish(
         for role, evaluator in evaluators.items():
             files.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
         net = accelerator.unwrap_model(learner.model)
-        export(net, ingredients.tokenizer, folder / output.MODEL, card, weights)
+        learned = first.task if (first := evaluators.get("validation")) else ingredients.task
+        about = {"task": config.task.name, "found": learned.saved(), "max_length": ingredients.max_length}
+        export(net, ingredients.tokenizer, folder / output.MODEL, card, about, weights)
         files.write_json(folder / output.RESULT, result)
         if not checkpoints.failed:
             files.write(folder / output.DONE, "")

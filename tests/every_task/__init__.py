@@ -22,6 +22,12 @@ class Sample:
     """(the exported folder, the validation rows) → a value for each record; called in a fresh process."""
     expected: Callable[[dict[str, Any]], Any]
     """A line of predictions/validation.jsonl → the same value."""
+    inputs: tuple[str, ...] = ("text",)
+    """The columns that a row without targets has."""
+    asked: Callable[[dict[str, Any]], dict[str, Any]] = lambda row: row
+    """A row → what is asked, where a row without targets is not enough."""
+    asks_the_same: bool = True
+    """Whether `train.predict` is asked what the run predicts of its validation rows."""
     task: dict[str, Any] = field(default_factory=dict)
     model: str = "bert"
     data: dict[str, Any] = field(default_factory=dict)

@@ -50,4 +50,7 @@ SAMPLE = Sample(
     expected=lambda record: [record["loss"], record["tokens"]],
     model="gpt2",
     data={"max_length": 8},
+    asked=lambda row: {"text": " ".join(row["text"].split()[:9])},
+    asks_the_same=False,
+    task={"generation": {"max_new_tokens": 5}},
 )

@@ -56,5 +56,11 @@ def expected(record: dict[str, Any]) -> Any:
 
 
 SAMPLE = Sample(
-    rows=rows, metrics=["perplexity", "accuracy"], reload=reload, expected=expected, data={"max_length": LENGTH}
+    rows=rows,
+    metrics=["perplexity", "accuracy"],
+    reload=reload,
+    expected=expected,
+    data={"max_length": LENGTH},
+    asked=lambda row: {"text": row["text"] + " [MASK]"},
+    asks_the_same=False,
 )

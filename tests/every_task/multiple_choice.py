@@ -41,6 +41,7 @@ def reload(folder: Path, given: Rows) -> list[Any]:
 
 
 SAMPLE = Sample(
+    inputs=("question", "choices"),
     rows=rows,
     metrics=["accuracy"],
     reload=reload,

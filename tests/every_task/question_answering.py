@@ -62,6 +62,7 @@ def expected(record: dict[str, Any]) -> list[Any]:
 
 
 SAMPLE = Sample(
+    inputs=("question", "context"),
     rows=rows,
     metrics=["squad"],
     reload=reload,

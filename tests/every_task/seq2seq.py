@@ -43,6 +43,7 @@ def reload(folder: Path, given: Rows) -> list[Any]:
 
 
 SAMPLE = Sample(
+    inputs=("source",),
     rows=rows,
     metrics=["bleu", "chrf", "rouge", "exact_match"],
     reload=reload,

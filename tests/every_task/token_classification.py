@@ -41,6 +41,7 @@ def reload(folder: Path, given: Rows) -> list[Any]:
 
 
 SAMPLE = Sample(
+    inputs=("tokens",),
     rows=rows,
     metrics=["seqeval", {"name": "seqeval", "strict": True, "per_type": True, "prefix": "strict_"}],
     reload=reload,

@@ -17,7 +17,8 @@ from data.errors import UserError
 from tests.conftest import WORDS
 from tests.worker import carry_out
 from train.config import validate
-from train.model import load_model, longest_input
+from train.limits import longest_input
+from train.model import load_model
 from train.model_config import ModelConfig
 from train.tokenizer import ids
 

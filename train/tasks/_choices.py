@@ -97,6 +97,15 @@ class Choices:
         letters = "" if keys else ascii_uppercase[: len(texts)]
         return letters.index(name) if len(name) == 1 and name in letters else None
 
+    def some_label(self, row: Mapping[str, Any]) -> Any:
+        """Return what could stand for the right choice: how one that is usable is given in this row; None, if none."""
+        if self.unfit(row):
+            return None
+        texts, keys = self.of(row)
+        return next(
+            (key for key in (*keys, self.first, *texts) if self.right({**row, self.label: key}) is not None), None
+        )
+
     def unfit(self, row: Mapping[str, Any]) -> str | None:
         """Say what is wrong with the choices: two or more that are not blank are wanted, and labels for all or none."""
         texts, keys = self.of(row)

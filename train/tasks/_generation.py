@@ -1,76 +1,193 @@
-"""Writing texts: how the config says it, and the same from a model in evaluation and from the exported one."""
+"""Writing texts: as the config says, the same in evaluation, in `train.predict` and from the exported model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from data.order import derive
 from data.section import Section
-from train.tasks.base import IGNORED
+from train.tasks.base import IGNORED, WINDOW
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+OURS = ("max_length", "min_length", "temperature", "top_k", "top_p", "stop_strings", "transformers_version")
+"""Settings of a pretrained model that would go against what the config says."""
+
 
 class Generation(Section):
-    """How a text is written: greedily, or with several beams."""
+    """How a text is written: the likeliest token each, with several beams, or drawn."""
 
     beams: int = Field(1, ge=1, description="Texts followed at the same time; 1: greedily, the likeliest token each.")
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="Tokens are drawn at this temperature: those of an example from its own number alone, whatever its "
+        "company. null: none is.",
+    )
+    top_k: int | None = Field(None, ge=1, description="Drawn from the so many likeliest only.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Drawn from the likeliest that make up this share only.")
+    seed: int = Field(0, ge=0, description="Another seed draws other texts.")
     max_new_tokens: int | None = Field(
-        None, ge=1, description="Longest text. Default: task.max_target_length, or twice the longest target looked at."
+        None, ge=1, description="Longest text. Default: twice the longest target looked at, or task.max_target_length."
     )
     min_new_tokens: int = Field(0, ge=0, description="Shortest text.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Texts at which writing stops; they are left out."
+    )
     length_penalty: float = Field(1.0, description="With beams: above 1 for longer texts, below for shorter ones.")
     no_repeat_ngram: int = Field(0, ge=0, description="No sequence of so many tokens is written twice; 0: any is.")
 
+    @model_validator(mode="after")
+    def _between_keys(self) -> Generation:
+        if self.temperature is None:
+            for key, default in (("top_k", None), ("top_p", None), ("seed", 0)):
+                if getattr(self, key) != default:
+                    raise ValueError(f"{key} is for texts that are drawn: give temperature too")
+        elif self.beams > 1:
+            raise ValueError("beams and temperature: give one of them; beams follow the likeliest, nothing is drawn")
+        if self.beams == 1 and self.length_penalty != 1.0:
+            raise ValueError("length_penalty is for beams: give beams too")
+        return self
+
     def __str__(self) -> str:
         """Say it in words."""
+        if self.temperature is not None:
+            return f"tokens drawn at temperature {self.temperature:g}"
         return f"{self.beams} beams" if self.beams > 1 else "the likeliest token each"
 
     def settle(self, model: nn.Module, tokenizer: Any, longest: int, *, inherits: bool) -> None:
         """Make it the model's own way to write, which is exported with it.
 
-        `inherits`: the tokens that a pretrained model forces or suppresses stay.
+        `inherits`: the tokens that a pretrained model forces or suppresses, and its further end tokens, stay.
         """
         from transformers import GenerationConfig
 
         own: Any = model.generation_config
+        known = own.to_diff_dict() if inherits else {}
         settings = {
-            **(own.to_diff_dict() if inherits else {}),
+            **{name: value for name, value in known.items() if name not in OURS},
             "max_new_tokens": self.max_new_tokens or longest,
             "min_new_tokens": self.min_new_tokens or None,
             "num_beams": self.beams,
-            "do_sample": False,
+            "do_sample": self.temperature is not None,
             "length_penalty": self.length_penalty if self.beams > 1 else None,
             "early_stopping": self.beams > 1,
             "no_repeat_ngram_size": self.no_repeat_ngram or None,
             "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
+            "eos_token_id": _ends(known.get("eos_token_id"), tokenizer.eos_token_id),
             "decoder_start_token_id": getattr(model.config, "decoder_start_token_id", None),
         }
-        for name in ("max_length", "min_length", "temperature", "top_k", "top_p", "transformers_version"):
-            settings.pop(name, None)
+        if self.temperature is not None:
+            settings |= {"temperature": self.temperature, "top_k": self.top_k or 0, "top_p": self.top_p or 1.0}
         model.generation_config = GenerationConfig(**settings)  # type: ignore[assignment, no-untyped-call]
 
+    def write(self, model: Any, tokenizer: Any, ids: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Return the tokens that the model writes: (B, W), up to and with the end token, -100 behind it.
 
-def written(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Return the tokens that the model writes after (B, S), with the one that it begins with: (B, W), -100 behind EOS.
+        ids, mask: (B, S), read by an encoder, or written on from by a decoder: then padded on the left. keys: (B,)
+        int64, which decide what is drawn. The model has settled how it writes. Where the weights are shared out, all
+        processes must call this equally often; each goes on until all have ended.
+        """
+        import copy
 
-    On one process or several, but not where the weights themselves are shared out.
-    """
-    owner = getattr(model, "module", model)
-    found: Tensor = owner.generate(input_ids=ids, attention_mask=mask)
-    settings = owner.generation_config
-    ended = (found[:, 1:] == settings.eos_token_id).long().cumsum(1)
-    behind = (ended - (found[:, 1:] == settings.eos_token_id).long()) > 0
-    found = found.clone()
-    found[:, 1:][behind] = IGNORED
-    return found
+        import torch
+
+        owner = getattr(model, "module", model)
+        settings, drawn = copy.deepcopy(owner.generation_config), []
+        begins = 1 if owner.config.is_encoder_decoder else ids.shape[1]
+        shared_out = _is_shared_out(owner)  # may change what `generate` is
+        if self.temperature is not None:
+            assert keys is not None, "nothing to draw from"
+            settings.do_sample, settings.temperature, settings.top_k, settings.top_p = False, 1.0, 50, 1.0
+            drawn = self._draw(torch.bitwise_xor(keys, derive(self.seed, "generation")))
+        found: Tensor = owner.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=drawn,
+            stopping_criteria=[_Stop(self.stop, tokenizer, begins)] if self.stop else [],
+            synced_gpus=shared_out or None,
+        )  # fmt: skip
+        found = found[:, begins:].clone()
+        ends = torch.isin(found, torch.tensor(settings.eos_token_id, device=found.device))
+        found[ends.long().cumsum(1) - ends.long() > 0] = IGNORED
+        return found
+
+    def _draw(self, keys: Tensor) -> list[Any]:
+        """Return what makes the likeliest token a drawn one (Gumbel's trick, https://arxiv.org/abs/1411.0030)."""
+        from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        assert self.temperature is not None
+        steps: list[Any] = [TemperatureLogitsWarper(self.temperature)]
+        steps += [TopKLogitsWarper(self.top_k)] if self.top_k else []
+        steps += [TopPLogitsWarper(self.top_p)] if self.top_p else []
+        return LogitsProcessorList([*steps, _Noise(keys)])
 
 
-def texts(written: NDArray[np.int64], tokenizer: Any) -> list[str]:
-    """Return the texts of tokens (n, W), -100 for none, without special tokens."""
-    return [tokenizer.decode(ids[ids != IGNORED], skip_special_tokens=True).strip() for ids in written]
+class _Noise:
+    """Adds Gumbel noise to logits (B, V): a function of each example's key, the step and the token."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys, self.steps = keys, 0
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        import torch
+
+        self.steps += 1
+        step = (self.steps * 0x9E3779B97F4A7C15 + 2**63) % 2**64 - 2**63
+        tokens = torch.arange(1, scores.shape[1] + 1, device=scores.device)
+        bits = _mix(_mix(self.keys.to(scores.device)[:, None] + step) + tokens)
+        uniform = ((bits >> 11) & (2**53 - 1)).double().add(0.5) * 2.0**-53
+        return scores - (-uniform.log()).log().to(scores.dtype)
+
+
+class _Stop:
+    """Stops where one of some texts has been written. (That of transformers asks more of a tokenizer than some do.)"""
+
+    def __init__(self, signs: Sequence[str], tokenizer: Any, begins: int) -> None:
+        self.signs, self.tokenizer, self.begins = signs, tokenizer, begins
+        self.looked_at = max(len(sign.encode()) for sign in signs) + WINDOW
+
+    def __call__(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        import torch
+
+        tails = ids[:, max(self.begins, ids.shape[1] - self.looked_at) :].tolist()  # waits for the device
+        said = [self.tokenizer.decode(tail, skip_special_tokens=True) for tail in tails]
+        return torch.tensor([any(sign in text for sign in self.signs) for text in said], device=ids.device)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Return splitmix64's finalizer, as `data.order` has it, of int64, which wraps around as unsigned numbers do."""
+    bits = (bits ^ ((bits >> 30) & (2**34 - 1))) * -4658895280553007687
+    bits = (bits ^ ((bits >> 27) & (2**37 - 1))) * -7723592293110705685
+    return bits ^ ((bits >> 31) & (2**33 - 1))
+
+
+def _ends(known: Any, own: int) -> int | list[int]:
+    """Return the tokens that end a text: the tokenizer's, and those that the model knows besides."""
+    further = known if isinstance(known, list) else []
+    return [*dict.fromkeys([own, *further])] if further else own
+
+
+def _is_shared_out(model: Any) -> bool:
+    """Whether each process holds only a part of each weight; then `generate` is made to bring them together."""
+    import torch
+
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(model, FSDPModule) and "generate" not in vars(model):  # an encoder is called past the model's forward
+        register_fsdp_forward_method(model, "generate")  # type: ignore[arg-type]
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def texts(written: NDArray[np.int64], tokenizer: Any, stop: Sequence[str] = ()) -> list[str]:
+    """Return the texts of tokens (n, W), -100 for none, without special tokens, up to the first of `stop`."""
+    found = [tokenizer.decode(ids[ids != IGNORED], skip_special_tokens=True) for ids in written]
+    ends = [[place for sign in stop if (place := text.find(sign)) >= 0] for text in found]
+    return [text[: min(places)] if places else text for text, places in zip(found, ends, strict=True)]

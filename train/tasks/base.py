@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final, Protocol, get_type_hints
 
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from data.encode import Encoded, Features
 from data.errors import UserError, nearest
@@ -29,6 +32,20 @@ Outputs = dict[str, Any]
 """What metrics take, by name (see `train.metrics`)."""
 
 
+class Predictor(Protocol):
+    """What gives an answer to each row: a task, or what is asked of one without targets. See `Task` for its methods."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def identity(self) -> str: ...
+    def problem(self, row: Mapping[str, Any]) -> str | None: ...
+    def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]: ...
+    def collate(self, features: Features) -> dict[str, Tensor]: ...
+    def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]: ...
+    def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]: ...
+
+
 class Task(ABC):
     """Rows → features → tensors → a loss that is a sum over targets, and predictions.
 
@@ -41,6 +58,9 @@ class Task(ABC):
 
     hint: str = ""
     """What a user of the exported model has to know, for its card."""
+
+    free: tuple[str, ...] = ()
+    """Keys of its config that `train.predict` may change: they decide how an answer is read, not what was learned."""
 
     @classmethod
     @abstractmethod
@@ -141,6 +161,30 @@ class Task(ABC):
     @abstractmethod
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """Yield one JSON-able record a row, in order: its place (`Encoded.places`), prediction and reference."""
+
+    @abstractmethod
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Predictor:
+        """Return what answers these rows, which need not have targets, with a model that has learned this task."""
+
+    def saved(self) -> dict[str, Any]:
+        """Return all that it has found and chosen, as plain values; what comes from the tokenizer is left out."""
+        item: Any = self
+        found = {each.name: getattr(self, each.name) for each in fields(item) if each.name != "tokenizer"}
+        result: dict[str, Any] = to_jsonable_python(found)
+        return result
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], tokenizer: Any) -> Task:
+        """Return the task that was `saved`; raises `UserError` for what another version of it has written."""
+        kind: Any = cls
+        types, names = get_type_hints(cls), {each.name for each in fields(kind)}
+        try:
+            values = {name: TypeAdapter(types[name]).validate_python(value) for name, value in saved.items()}
+            given = {**values, **({"tokenizer": tokenizer} if "tokenizer" in names else {})}
+            return kind(**given)  # type: ignore[no-any-return]
+        except (KeyError, TypeError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the task was written by another version of this program: {reason}") from error
 
     def balance(self, encoded: Encoded) -> dict[str, int]:
         """Return how often each kind of target is there, by name: for people who look at their data."""

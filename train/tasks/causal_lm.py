@@ -16,7 +16,9 @@ from data.collate import pad
 from data.encode import Encoded, Features
 from data.source import Rows
 from train.tasks import _proof
+from train.tasks._generation import Generation
 from train.tasks._losses import token_losses
+from train.tasks._writing import Writer
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces, text_column
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Config(TaskConfig):
         "full rows, with attention across documents. none: a row each. Longer ones than data.max_length are cut "
         "into consecutive pieces, and nothing is lost.",
     )
+    generation: Generation = Field(Generation(), description="How `train.predict` writes on from a text.")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class CausalLanguageModelling(Task):
     padding: int
     kind: Literal["next_tokens"] = "next_tokens"
     hint: str = ""
+    free = ("generation",)
 
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> CausalLanguageModelling:
@@ -162,17 +166,23 @@ class CausalLanguageModelling(Task):
         taken, predicted, given = [], [], []
         before: list[int] = []
         for ids in documents:
-            first, last = 0, len(ids)
-            while first < last and ids[first] == self.bos:  # its tokenizer, or its author, has begun it already
-                first += 1
-            while first < last and ids[last - 1] == self.eos:
-                last -= 1
-            tokens = [*before, *begin, *ids[first:last], *end]
+            first, inner = self._inner(ids)
+            tokens = [*before, *begin, *inner, *end]
             taken.append(tokens[:-1])
             predicted.append(tokens[1:])
-            given.append(None if before or begin or first == last else first)
+            given.append(None if before or begin or not inner else first)
             before = tokens[-1:] if concatenate else []
         return taken, predicted, given
+
+    def _inner(self, ids: list[int]) -> tuple[int, list[int]]:
+        """Return the tokens between those that begin and end a document (its tokenizer, or its author, may have put
+        some there already), and the place of the first."""
+        first, last = 0, len(ids)
+        while first < last and ids[first] == self.bos:
+            first += 1
+        while first < last and ids[last - 1] == self.eos:
+            last -= 1
+        return first, ids[first:last]
 
     def collate(self, features: Features) -> dict[str, Tensor]:
         """input_ids and labels, which stand where they are predicted: (B, T); pieces (B, P), 0 where a row has fewer.
@@ -237,6 +247,16 @@ class CausalLanguageModelling(Task):
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
         """losses, in nats, targets, and bytes of the texts that begin in it: of each example (n,)."""
         return {"losses": found["loss"], "targets": encoded.column("targets"), "bytes": encoded.column("bytes")}
+
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Writer:
+        """Return what writes on from each text, which begins as documents do and does not end."""
+
+        def beginnings(given: Mapping[str, list[Any]]) -> list[list[int]]:
+            documents = tokenizer(given[self.text], return_attention_mask=False, verbose=False)["input_ids"]
+            begin = [] if self.bos is None else [self.bos]
+            return [begin + self._inner(ids)[1] for ids in documents]
+
+        return Writer.of(self, self.config.generation, model, tokenizer, beginnings)
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """A line a document: its loss, summed over all its pieces, and how many tokens were predicted."""

@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,7 +19,8 @@ from data.errors import UserError
 from data.order import draws
 from data.source import Rows
 from train.tasks import _words
-from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, inputs, pieces, require_fast, text_column
+from train.tasks._filling import Filling, guesses
+from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces, require_fast, text_column
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,10 +59,6 @@ class MaskedLM(Task):
     config: Config
     text: str
     tokenizer: Any = field(repr=False)
-    special: NDArray[np.int64] = field(repr=False, compare=False)
-    """Ids that are never hidden and never drawn: of special tokens, unknown ones among them."""
-    regular: NDArray[np.int64] = field(repr=False, compare=False)
-    """All other ids, of which random tokens are drawn."""
 
     kind = "masked_tokens"
     model_class = "AutoModelForMaskedLM"
@@ -77,9 +75,17 @@ class MaskedLM(Task):
                 "(BERT, RoBERTa, ModernBERT, ...), or task causal_lm, which guesses each next token"
             )
         require_fast(tokenizer, "task masked_lm", "to cut long texts")
-        special = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
-        regular = np.setdiff1d(np.array([*tokenizer.get_vocab().values()], dtype=np.int64), special)
-        return cls(config, text, tokenizer, special, regular)
+        return cls(config, text, tokenizer)
+
+    @cached_property
+    def special(self) -> NDArray[np.int64]:
+        """Ids that are never hidden and never drawn: of special tokens, unknown ones among them."""
+        return np.array(sorted(self.tokenizer.all_special_ids), dtype=np.int64)
+
+    @cached_property
+    def regular(self) -> NDArray[np.int64]:
+        """All other ids, of which random tokens are drawn."""
+        return np.setdiff1d(np.array([*self.tokenizer.get_vocab().values()], dtype=np.int64), self.special)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -191,14 +197,14 @@ class MaskedLM(Task):
         """Cross entropy, summed over hidden tokens."""
         from torch.nn import functional
 
-        return functional.cross_entropy(*_guesses(model, tensors), reduction="sum")
+        return functional.cross_entropy(*guesses(model, tensors), reduction="sum")
 
     def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give loss and targets, (B,); and for the M hidden tokens of the row that has most, each (B, M):
 
         positions, predictions, references (ids, -100 beyond a row's own) and scores (probabilities, nan beyond).
         """
-        logits, references = _guesses(model, tensors)
+        logits, references = guesses(model, tensors)
         found = logits.log_softmax(1)
         best = found.max(1)
         hidden = tensors["labels"] != IGNORED
@@ -241,31 +247,15 @@ class MaskedLM(Task):
             hidden = [dict(zip(keys, token, strict=True)) for token in columns]
             yield {**place, "loss": round(float(found["loss"][example]), 6), "hidden": hidden}
 
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Filling:
+        """Return what guesses the mask tokens that the texts hold."""
+        return Filling(self.text, tokenizer)
+
     def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
         """The text as the model sees it, with the token to be guessed where there is one."""
         labels = tensors["labels"][0].tolist()
         shown = zip(pieces(tensors["input_ids"][0], tokenizer), labels, strict=True)
         return [(piece, None if label == IGNORED else tokenizer.decode([label]).strip()) for piece, label in shown]
-
-
-def _guesses(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return logits (M, V) and labels (M,) of the hidden tokens.
-
-    The output layer, which for a small model costs more than all others together, is given the hidden tokens only: a
-    hook picks them on its way in. A model that takes no notice of the hook gives all, and they are picked then.
-    """
-    places = tensors["places"]
-    plain: Any = getattr(model, "module", model)  # inside DistributedDataParallel
-    layer = plain.get_output_embeddings()
-    hook = layer and layer.register_forward_pre_hook(lambda _, given: (given[0].flatten(0, 1)[places], *given[1:]))
-    try:
-        wanted = {name: tensor for name, tensor in inputs(tensors).items() if name != "places"}
-        logits: Tensor = model(**wanted).logits
-    finally:
-        if hook:
-            hook.remove()
-    logits = logits.flatten(0, 1)[places] if logits.dim() == 3 else logits
-    return logits, tensors["labels"].flatten()[places]
 
 
 task = MaskedLM

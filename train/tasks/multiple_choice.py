@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
+from train.tasks._asked import Asked
 from train.tasks._choices import Choices
 from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs
 
@@ -25,6 +26,7 @@ CONTEXTS = ("context", "passage", "article", "sent1")
 QUESTIONS = ("question", "question_stem", "sent2", "ctx")
 CHOICES = ("choices", "options", "endings", "choice")
 LABELS = ("label", "answerKey", "answer")
+NO_LABEL = "no label"
 
 
 class Config(TaskConfig):
@@ -212,6 +214,11 @@ class MultipleChoice(Task):
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
         """predictions and references: places of choices, (n,)."""
         return {name: found[name] for name in ("predictions", "references")}
+
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Asked:
+        """The right choice is not needed: one stands for it."""
+        read = replace(self, choices=replace(self.choices, label=NO_LABEL))
+        return Asked(read, self.columns[:-1], lambda row: {NO_LABEL: read.choices.some_label(row)})
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """Places of the choice made and of the right one, from 0, and the score of every choice."""

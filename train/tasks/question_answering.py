@@ -15,6 +15,7 @@ from data.encode import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
 from train.answers import best, scores
+from train.tasks._asked import Asked
 from train.tasks._spans import best_spans, judge, logits, losses
 from train.tasks._windows import Pair, answers, misplaced
 from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, pieces, require_fast
@@ -61,6 +62,7 @@ class QuestionAnswering(Task):
     threshold: float = 0.0
 
     kind = "answers"
+    free = ("max_answer_length", "n_best")
 
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> QuestionAnswering:
@@ -265,6 +267,10 @@ class QuestionAnswering(Task):
             ],
             "references": [row.golds for row in rows],
         }
+
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Asked:
+        """Answers are not needed: none stands for them."""
+        return Asked(self, self.columns[:2], lambda row: {self.config.answers: {"text": [], "answer_start": []}})
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """The answer ("" for none), the gold answers, the null odds and the n best spans."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +15,8 @@ from data.encode import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
 from train.tasks import _fields
-from train.tasks._generation import Generation, texts, written
+from train.tasks._asked import Asked
+from train.tasks._generation import Generation, texts
 from train.tasks._losses import token_losses
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SOURCES = ("source", "document", "article", "dialogue", "text", "input")
+NO_TARGET = "no target"
 TARGETS = ("target", "summary", "highlights", "output")
 
 
@@ -68,6 +70,7 @@ class Seq2Seq(Task):
     tokenizer: Any = field(repr=False, compare=False)
 
     kind = "texts"
+    free = ("generation", "prefix")
     model_class = "AutoModelForSeq2SeqLM"
     pipeline = None
 
@@ -113,14 +116,18 @@ class Seq2Seq(Task):
     def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:
         """Say what a text begins with where the model does not; let it write as the config says, also exported."""
         settings: Any = model.config
-        if getattr(settings, "decoder_start_token_id", None) is None:
+        start = getattr(settings, "decoder_start_token_id", None)
+        known: Any = model.get_input_embeddings()  # type: ignore[operator]
+        if start is None or start >= known.num_embeddings:  # Marian's default, of a larger vocabulary
             decoder = getattr(settings, "decoder", None)  # T5Gemma's says it, as its BOS
-            known = (
+            starts = (
                 getattr(model.generation_config, "decoder_start_token_id", None),
                 getattr(decoder, "bos_token_id", None),
                 self.tokenizer.pad_token_id,  # T5's way
             )
-            settings.decoder_start_token_id = next(token for token in known if token is not None)
+            settings.decoder_start_token_id = next(
+                token for token in starts if token is not None and token < known.num_embeddings
+            )
         if self.config.generation:
             longest = self.config.max_target_length or int(max(map(len, train.dataset[:1000]["labels"])) * 2)
             inherits = len(fresh) < len([*model.parameters()])  # what a kind of model forces means nothing from scratch
@@ -157,11 +164,15 @@ class Seq2Seq(Task):
         }
 
     def collate(self, features: Features) -> dict[str, Tensor]:
-        """input_ids and attention_mask: (B, S); labels, -100 on padding: (B, T)."""
+        """input_ids and attention_mask: (B, S); labels, -100 on padding: (B, T); where texts are drawn, keys: (B,)."""
+        import torch
+
+        drawn = self.config.generation is not None and self.config.generation.temperature is not None
         return {
             "input_ids": pad(features["input_ids"], self.tokenizer.pad_token_id),
             "attention_mask": mask(features["input_ids"]),
             "labels": pad(features["labels"], IGNORED),
+            **({"keys": torch.from_numpy(features["key"].astype(np.int64))} if drawn else {}),
         }
 
     def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
@@ -187,18 +198,34 @@ class Seq2Seq(Task):
         """Give the loss (B,), without smoothing; and `written` (B, W): the tokens of the text that the model writes."""
         found = {"loss": token_losses(self._logits(model, tensors), tensors["labels"]).sum(1)}
         if self.config.generation:
-            found["written"] = written(model, tensors["input_ids"], tensors["attention_mask"])
+            read = tensors["input_ids"], tensors["attention_mask"]
+            found["written"] = self.config.generation.write(model, self.tokenizer, *read, tensors.get("keys"))
         return found
 
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
         """predictions, references: texts (n,)."""
         if "written" not in found:
             return {}
-        return {"predictions": texts(found["written"], self.tokenizer), "references": encoded.dataset["text"][:]}
+        return {"predictions": self._texts(found), "references": encoded.dataset["text"][:]}
+
+    def _texts(self, found: Arrays) -> list[str]:
+        stop = self.config.generation.stop if self.config.generation else ()
+        return [text.strip() for text in texts(found["written"], self.tokenizer, stop)]
+
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Asked:
+        """Targets are not needed: a mark stands for them. `translation.en` may be a column `en` of its own here."""
+        owner: Any = model
+        how = self.config.generation or Generation()
+        how.settle(model, tokenizer, owner.generation_config.max_new_tokens or 256, inherits=True)
+        there, short = _fields.names(rows[0]), self.source.rpartition(".")[2]
+        source = short if self.source not in there and short in there else self.source
+        config = self.config.model_copy(update={"generation": how})
+        task = replace(self, config=config, source=source, target=NO_TARGET)
+        return Asked(task, (_fields.column(source),), lambda row: {NO_TARGET: "."})
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """The text that was written, the target, and the target's loss."""
-        given = texts(found["written"], self.tokenizer) if "written" in found else None
+        given = self._texts(found) if "written" in found else None
         for place, where in enumerate(encoded.places()):
             prediction = {"prediction": given[place]} if given else {}
             reference, loss = encoded.dataset[place]["text"], float(found["loss"][place])

@@ -15,6 +15,7 @@ from data.encode import Encoded, Features
 from data.errors import UserError, nearest
 from data.source import Rows
 from train.tasks import _head, _labels
+from train.tasks._asked import Asked
 from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class TextClassification(Task):
     labels: _labels.Labels
     padding: int
     weights: tuple[float, ...] | None = None
+    free = ("threshold",)
 
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> TextClassification:
@@ -270,6 +272,11 @@ class TextClassification(Task):
             given = (np.asarray(scores, dtype=float) >= self.config.threshold).astype(np.int64)
             return {"predictions": given, "references": references.astype(np.int64), "scores": scores}
         return {"predictions": scores.argmax(1), "references": references, "scores": scores}
+
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Asked:
+        """Labels are not needed: one stands for them."""
+        any_label = {"single_label": self.labels.names[:1], "multi_label": ([],)}.get(self.kind, (0.0,))[0]
+        return Asked(self, self.texts, lambda row: {self.label: any_label})
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """Predictions and references by name, and the score of every label."""

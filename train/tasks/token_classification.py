@@ -18,6 +18,7 @@ from data.errors import UserError, nearest
 from data.source import Rows
 from train.schemes import Scheme
 from train.tasks import _labels, _tags, _words
+from train.tasks._asked import Asked
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, check_columns, inputs, pieces, require_fast
 
 if TYPE_CHECKING:
@@ -239,6 +240,15 @@ class TokenClassification(Task):
             outputs["tag_references"] = [self._names(reference) for _, _, reference in rows]
             outputs["scheme"] = self.scheme
         return outputs
+
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Asked:
+        """Tags are not needed: one stands for each word's."""
+
+        def targets(row: Mapping[str, Any]) -> dict[str, Any]:
+            words = row[self.tokens]
+            return {self.tags: [self.labels.names[0]] * len(words) if isinstance(words, list) else []}
+
+        return Asked(self, (self.tokens,), targets)
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """The tag of each word, predicted (null: none) and true."""

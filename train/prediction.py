@@ -1,0 +1,270 @@
+"""A trained model answers rows: in parts, by any number of processes, each part once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from accelerate.utils import broadcast_object_list, gather_object
+from pydantic import ValidationError
+
+from data.encode import Encoded, encode_sources
+from data.errors import UserError, nearest
+from data.plan import Bounds, plan_evaluation
+from data.source import Rows, Source, open_rows
+from train import exported, files, hardware, overrides, plugins, problems, signals, tasks, weights
+from train.evaluation import predictions, stacked
+from train.journal import clock
+from train.model import load_model
+from train.model_config import ModelConfig
+from train.tasks.base import Predictor, Task, check_columns
+from train.tokenizer import ids, load_tokenizer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import nn
+
+log = logging.getLogger("train")
+
+PLAN = "plan.json"
+SPOKEN = 5.0  # seconds between two reports of progress
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be answered, by which model, and where the answers go."""
+
+    model: Path
+    input: str
+    output: Path
+    columns: dict[str, str]
+    """Name in the training rows → name in these."""
+    assignments: Sequence[str]
+    precision: str
+    batch_tokens: int
+    part_rows: int
+    skip_bad: bool
+    cache: Path
+
+
+def predict(request: Request) -> bool:
+    """Write a line of JSON for each row of the input, in its order; return whether all of it is there.
+
+    The rows are cut into parts of `part_rows`. A part is one process's work, sorted by length, and written whole or not
+    at all beside the output, so that neither the number of processes nor a kill on the way changes a byte of the
+    result; what is there already is not computed again. Bad rows are an error, or have no line. Raises `UserError`
+    before anything is written for a model, rows or options that cannot be used.
+    """
+    accelerator, precision = hardware.build_accelerator(request.precision)
+    about = exported.read(request.model)
+    tokenizer, model, task = _load(request, about, "fp64" if precision == "fp64" else "fp32")
+    try:
+        rows = [_renamed(part, request.columns) for part in _open(request)]
+        asked = task.asked(model, tokenizer, rows)
+        check_columns(rows, asked.columns, "--input (choose columns with --column trained-name=name)")
+        encoded = encode_sources(
+            [rows], asked, tokenizer, about["max_length"], skip_bad=request.skip_bad, cache=request.cache
+        )
+    except UserError as error:
+        raise _in_our_words(error) from error
+    model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True).eval()
+    folder = request.output.with_name(f".{request.output.name}.parts")
+    plan = {
+        "model": weights.fingerprint(str(request.model)),
+        "rows": encoded.fingerprint,
+        "task": task.saved(),
+        "precision": precision,
+        "batch_tokens": request.batch_tokens,
+        "part_rows": request.part_rows,
+    }
+    _agree(accelerator, lambda: _begin(folder, plan))
+    cuts = _cuts(encoded, request.part_rows)
+    progress = _Progress(folder, len(encoded.dataset), cuts, speaks=accelerator.is_main_process)
+    for number in range(accelerator.process_index, len(cuts) - 1, accelerator.num_processes):
+        if signals.stopping():
+            break
+        if not _part(folder, number).exists():
+            bounds = Bounds(tokens=request.batch_tokens)
+            lines = _answers(model, asked, _between(encoded, cuts, number), cuts[number], bounds, accelerator)
+            if lines is not None:
+                files.write(_part(folder, number), lines)
+        progress.report()
+    gather_object([None])  # all parts are written
+    complete = all(_part(folder, number).exists() for number in range(len(cuts) - 1))
+    if complete:
+        _agree(accelerator, lambda: _join(folder, len(cuts) - 1, request.output, encoded.skipped))
+    return complete
+
+
+def _load(request: Request, about: dict[str, Any], precision: str) -> tuple[Any, Any, Task]:
+    """Return tokenizer, model and task of an exported model, the options of its task changed as asked."""
+    import torch
+
+    settings = ModelConfig(path=str(request.model))
+    tokenizer, _ = load_tokenizer(settings, (), request.cache, None)
+    plugin = plugins.load(tasks, "task", about["task"])
+    task = _changed(plugin.task.restored(about["found"], tokenizer), request.assignments)
+    model, new = load_model(
+        settings, task.model_class, task.model_config, tokenizer,
+        known=ids(tokenizer), dtype=torch.float64 if precision == "fp64" else torch.float32, seed=0, token=None,
+    )  # fmt: skip
+    if new:
+        raise UserError(f"{request.model}: the weights lack {', '.join(new)}; export the model again")
+    return tokenizer, model, task
+
+
+def _changed(task: Task, assignments: Sequence[str]) -> Task:
+    """Return the task with `task.key=value` in its config, where they change no more than how it answers."""
+    given = overrides.parse(assignments)
+    allowed = [f"task.{key}" for key in task.free]
+    own = given.pop("task", {})
+    wrong = [*given, *(f"task.{key}" for key in own if key not in task.free)] if isinstance(own, dict) else ["task"]
+    if wrong:
+        there = f"what may be changed is {', '.join(allowed)}" if allowed else "this task has none that may be changed"
+        raise UserError(f"{wrong[0]}: no key of a prediction; {there}{nearest(wrong[0], allowed)}")
+    if not own:
+        return task
+    config = cast(Any, task).config
+    content = {**config.model_dump(), **own}
+    if isinstance(content.get("generation"), dict):
+        content["generation"] = {**(config.generation or type(config).model_fields["generation"].default).model_dump(),
+                                 **own.get("generation", {})}  # fmt: skip
+    try:
+        return cast(Task, replace(cast(Any, task), config=type(config).model_validate(content)))
+    except ValidationError as error:
+        lines = problems.explain(type(config), content, error.errors())
+        raise UserError("\n".join(f"task.{line}" for line in lines)) from error
+
+
+def _open(request: Request) -> list[Rows]:
+    source = Source(path=request.input)
+    return open_rows(source, "input", skip_bad=request.skip_bad, cache=request.cache, token=os.environ.get("HF_TOKEN"))
+
+
+def _renamed(rows: Rows, columns: dict[str, str]) -> Rows:
+    there, dataset = rows.dataset.column_names, rows.dataset
+    for name, own in columns.items():
+        if own not in there:
+            raise UserError(f"--column {name}={own}: {rows.name} has no column {own!r}; it has {', '.join(there)}")
+        dataset = dataset.remove_columns([name]) if name in there and name != own else dataset
+        dataset = dataset.rename_column(own, name) if name != own else dataset
+    return replace(rows, dataset=dataset)
+
+
+def _in_our_words(error: UserError) -> UserError:
+    """Return an error about rows that names the options of this command, not the keys of a config."""
+    said = str(error).replace("data.input", "--input").replace("data.on_bad_row=skip", "--on-bad-row skip")
+    return UserError(said.replace("data.cache", "--cache"))
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Make the folder of parts, or see that what is there is of the same work."""
+    try:
+        known = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = None
+    same = json.loads(json.dumps(plan))
+    if known is not None and known != same:
+        different = ", ".join(key for key in same if known.get(key) != same[key])
+        raise UserError(
+            f"{folder} holds parts of another prediction (different: {different}). Give the options of then back, name "
+            "another --output, or delete that folder"
+        )
+    files.write_json(folder / PLAN, plan)
+
+
+def _cuts(encoded: Encoded, part_rows: int) -> list[int]:
+    """Return where parts begin and the last ends: examples, all those of a row in one part."""
+    rows = encoded.column("row")
+    starts = np.searchsorted(rows, np.arange(0, int(rows[-1]) + 1, part_rows))
+    return [*dict.fromkeys(starts.tolist()), len(rows)]
+
+
+def _between(encoded: Encoded, cuts: Sequence[int], number: int) -> Encoded:
+    first, end = cuts[number], cuts[number + 1]
+    return replace(encoded, dataset=encoded.dataset.select(range(first, end)), sizes=(end - first,))
+
+
+def _answers(
+    model: nn.Module, asked: Predictor, encoded: Encoded, first: int, bounds: Bounds, accelerator: Accelerator
+) -> str | None:
+    """Return the lines of a part; None, if the process was asked to stop on the way."""
+    places, found = [], []
+    for micro_batch in plan_evaluation(encoded.column("length"), bounds, 1)[0]:
+        if signals.stopping():
+            return None
+        place, arrays = predictions(model, asked, encoded, [micro_batch], accelerator.device, first)
+        places.append(place)
+        found.append(arrays)
+    order = np.argsort(np.concatenate(places))
+    whole = {name: stacked([arrays[name] for arrays in found])[order] for name in found[0]}
+    return files.json_lines(asked.records(whole, encoded))
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:08d}.jsonl"
+
+
+def _join(folder: Path, count: int, output: Path, skipped: Sequence[str]) -> None:
+    """Put the parts together, in order, and remove them."""
+    if skipped:
+        files.write(output.with_name(f"{output.name}.skipped_rows.txt"), "\n".join(skipped) + "\n")
+        log.warning("%d rows were skipped, the first: %s", len(skipped), skipped[0])
+    writing = output.with_name(f".{output.name}.writing")
+    with writing.open("wb") as stream:
+        for number in range(count):
+            with _part(folder, number).open("rb") as part:
+                shutil.copyfileobj(part, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(writing, output)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _agree(accelerator: Accelerator, act: Any) -> None:
+    """Let the main process act, and all learn whether it could: what it raises, all raise."""
+    told: list[str | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            act()
+        except (UserError, OSError) as error:
+            told = [f"{error}"]
+    broadcast_object_list(told)
+    if told[0] is not None:
+        raise UserError(told[0])
+
+
+class _Progress:
+    """Says how far all processes are, from the parts that are there: at most every few seconds, on one of them."""
+
+    def __init__(self, folder: Path, examples: int, cuts: Sequence[int], *, speaks: bool) -> None:
+        self.folder, self.examples, self.cuts, self.speaks = folder, examples, cuts, speaks
+        self.began = self.spoke = time.perf_counter()
+        self.before = self._done()
+
+    def report(self) -> None:
+        """Report, if it is time or everything is done."""
+        now = time.perf_counter()
+        if not self.speaks or (now - self.spoke < SPOKEN):
+            return
+        done, self.spoke = self._done(), now
+        rate = (done - self.before) / (now - self.began)
+        left = clock((self.examples - done) / rate) if rate else "?"
+        print(f"{done:,} of {self.examples:,}  {rate:,.1f} a second  {left} left", file=sys.stderr, flush=True)
+
+    def _done(self) -> int:
+        return sum(self._sizes())
+
+    def _sizes(self) -> Iterator[int]:
+        for file in self.folder.glob("part-*.jsonl"):
+            number = int(file.stem.removeprefix("part-"))
+            yield self.cuts[number + 1] - self.cuts[number]
