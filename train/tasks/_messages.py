@@ -1,0 +1,102 @@
+"""Rows → conversations: messages, tools, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Message = dict[str, Any]
+
+
+class Unusable(ValueError):
+    """What is wrong with a row."""
+
+
+class Conversation(NamedTuple):
+    """What a row says."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    first: int = 0
+    """The assistant's turns before this message are read, not learned."""
+
+
+def messages(value: Any, name: str, role: str = "user") -> list[Message]:
+    """Return the messages of a row's column: a list of them, or a text, which is one message of that role.
+
+    Keys without a value are left out: a column's rows all have the keys of any of them. Arguments of tool calls that
+    are JSON are read, and a message of role `tool_call` becomes the assistant's call, as templates expect it. Raises
+    `Unusable`.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            raise Unusable(f"{name!r} is empty")
+        return [{"role": role, "content": value}]
+    if not isinstance(value, list):
+        raise Unusable(f"{name!r} must be a list of messages, not {_short(value)}")
+    if not value:
+        raise Unusable(f"{name!r} is empty")
+    return [_message(_without_none(each), f"message {place} of {name!r}") for place, each in enumerate(value)]
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise Unusable(f"{where} must have a role and a content, not {_short(message)}")
+    if message["role"] == "tool_call":
+        content = message.get("content")
+        calls = _json(content) if isinstance(content, str) else None
+        message = {"role": "assistant", "tool_calls": calls if isinstance(calls, list) else [calls]}
+        if not all(isinstance(call, dict) and "name" in call for call in message["tool_calls"]):
+            raise Unusable(f"{where} has role tool_call, but is no JSON with a name and arguments: {_short(content)}")
+    calls = message.get("tool_calls") or []
+    content = message.get("content")
+    if content is not None and not isinstance(content, str):
+        raise Unusable(f"{where}: content must be text, not {_short(content)}")
+    if content is None and not calls:
+        raise Unusable(f"{where} has no content")
+    if message["role"] == "assistant" and not calls and not str(content).strip():
+        raise Unusable(f"{where}, the assistant's, is empty")
+    found = {key: kept for key, kept in message.items() if key != "tool_calls"}
+    return {**found, "tool_calls": [_call(call, where) for call in calls]} if calls else found
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise Unusable(f"{where}: a tool call must have a name and arguments, not {_short(call)}")
+    arguments = function.get("arguments", {})
+    read = _json(arguments) if isinstance(arguments, str) else arguments
+    function = {**function, "arguments": read if isinstance(read, dict) else arguments}
+    outside = {key: value for key, value in call.items() if key not in function} if "function" in call else {}
+    return {"type": "function", **outside, "function": function}
+
+
+def tools(value: Any, name: str) -> list[dict[str, Any]] | None:
+    """Return the tools of a row, in the form {"type": "function", "function": {...}}; None where it has none.
+
+    They come as a list, or as JSON of one. Raises `Unusable`.
+    """
+    found = _json(value) if isinstance(value, str) and value.strip() else _without_none(value or None)
+    if found in (None, []):
+        return None
+    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        raise Unusable(f"{name!r} must be a list of tools, or JSON of one, not {_short(value)}")
+    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in found]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(each) for key, each in value.items() if each is not None}
+    return [_without_none(each) for each in value] if isinstance(value, list) else value
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _short(value: Any) -> str:
+    return text if len(text := repr(value)) < 100 else f"{text[:100]}..."
