@@ -97,19 +97,15 @@ class _Texts:
             dataset = part.dataset.select_columns([*dict.fromkeys(name for name, _ in fields)])
             for first in range(0, len(dataset), CHUNK):
                 chunk = dataset[first : first + CHUNK]
-                yield [
-                    text
-                    for name, field in fields
-                    for value in chunk[name]
-                    for text in _flat((value or {}).get(field) if field else value)
-                ]
+                yield [text for name, field in fields for value in chunk[name] for text in _flat(value, field)]
 
 
-def _flat(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        yield from (part for part in value if isinstance(part, str))
+def _flat(value: Any, field: str) -> Iterator[str]:
+    """Yield the texts of a value: a text or several; where a field is asked for, of a mapping or several."""
+    for part in value if isinstance(value, list) else [value]:
+        text = part.get(field) if field and isinstance(part, dict) else None if field else part
+        if isinstance(text, str):
+            yield text
 
 
 def _columns(rows: Rows, column: str | None, preferred: Sequence[str]) -> list[str]:
@@ -117,7 +113,7 @@ def _columns(rows: Rows, column: str | None, preferred: Sequence[str]) -> list[s
     features = rows.dataset.features
     texts = [name for name, feature in features.items() if not name.startswith("__") and _is_text(feature)]
     texts += [
-        f"{name}.{field}"  # as in {"translation": {"en": "...", "de": "..."}}
+        f"{name}.{field}"  # as in {"translation": {"en": "...", "de": "..."}} and {"messages": [{"content": "..."}]}
         for name, feature in features.items()
         for field, inner in _inside(feature).items()
         if _is_text(inner)
@@ -139,7 +135,8 @@ def _inside(feature: Any) -> dict[str, Any]:
 
     if languages := getattr(feature, "languages", None):
         return dict.fromkeys(languages, Value("string"))
-    return feature if isinstance(feature, dict) else {}
+    inner = getattr(feature, "feature", feature)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _is_text(feature: Any) -> bool:

@@ -77,7 +77,7 @@ def choose(tokenizer: Any, chosen: str | None, *, with_tools: bool = False) -> T
     The token that ends the assistant's turns becomes the tokenizer's EOS, so that generation stops there. A template
     that the tokenizer cannot use is refused with the remedy (`UserError`).
     """
-    require_fast(tokenizer, "task chat", "to know which tokens the assistant writes")
+    require_fast(tokenizer, "a chat template", "to know which tokens the assistant writes")
     text, origin = _text(tokenizer, chosen, with_tools=with_tools)
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
     special = frozenset(token for token in (*added, *tokenizer.all_special_tokens) if token.strip())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+MESSAGES: Final = ("messages", "conversations")
 
 Message = dict[str, Any]
 
@@ -22,7 +24,46 @@ class Conversation(NamedTuple):
     """The assistant's turns before this message are read, not learned."""
 
 
-def messages(value: Any, name: str, role: str = "user") -> list[Message]:
+class Columns(NamedTuple):
+    """Where a conversation stands in a row: in `messages`, or in `prompt` and `completion`; and the tools, if any."""
+
+    messages: str | None
+    prompt: str
+    completion: str
+    tools: str | None
+
+    @classmethod
+    def find(cls, config: Any, files: Sequence[Collection[str]]) -> Columns:
+        """Return the columns that the config names, or the usual ones of the files' columns.
+
+        Tools are read if any file has them: a file without must not pass for one that has none.
+        """
+        there = files[0]
+        usual = next((name for name in MESSAGES if name in there), None)
+        if config.prompt or config.completion or (usual is None and {"prompt", "completion"} <= set(there)):
+            usual = None
+        else:
+            usual = usual or MESSAGES[0]
+        tools = config.tools or ("tools" if any("tools" in names for names in files) else None)
+        return cls(config.messages or usual, config.prompt or "prompt", config.completion or "completion", tools)
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        said = (self.messages,) if self.messages else (self.prompt, self.completion)
+        return (*said, self.tools) if self.tools else said
+
+    def conversation(self, row: Mapping[str, Any]) -> Conversation:
+        """Return what a row says; raise `Unusable`."""
+        tools = read_tools(row[self.tools], self.tools) if self.tools else None
+        if self.messages:
+            return Conversation(read_messages(row[self.messages], self.messages), tools)
+        prompt = read_messages(row[self.prompt], self.prompt)
+        completion = read_messages(row[self.completion], self.completion, "assistant")
+        return Conversation([*prompt, *completion], tools, first=len(prompt))
+
+
+def read_messages(value: Any, name: str, role: str = "user") -> list[Message]:
     """Return the messages of a row's column: a list of them, or a text, which is one message of that role.
 
     Keys without a value are left out: a column's rows all have the keys of any of them. Arguments of tool calls that
@@ -72,7 +113,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     return {"type": "function", **outside, "function": function}
 
 
-def tools(value: Any, name: str) -> list[dict[str, Any]] | None:
+def read_tools(value: Any, name: str) -> list[dict[str, Any]] | None:
     """Return the tools of a row, in the form {"type": "function", "function": {...}}; None where it has none.
 
     They come as a list, or as JSON of one. Raises `Unusable`.

@@ -1,4 +1,4 @@
-"""Proofs, by trying it, that a model computes what causal language modelling takes for granted."""
+"""Proofs, by trying it, that a model computes what language modelling from left to right takes for granted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prove_causal(model: nn.Module) -> None:
         )
 
 
-def prove_isolated(model: nn.Module) -> None:
+def prove_isolated(model: nn.Module, remedy: str = REMEDY) -> None:
     """Raise `UserError` unless documents of one row, told apart by their positions, are as if each were alone.
 
     Packed logits must equal separate logits, and a change of each row's first document must change nothing in the
@@ -45,7 +45,7 @@ def prove_isolated(model: nn.Module) -> None:
     documents = _documents(model)
     firsts = [0, len(ROWS[0])]
     changed = [_other(model, document) if place in firsts else document for place, document in enumerate(documents)]
-    with _trying(model, REMEDY):
+    with _trying(model, remedy):
         alone = [_logits(model, [document]) for document in documents]
         packed, beside = _packed(model, documents), _packed(model, changed)
         effect = _effect(model, documents[0], alone[0])
@@ -57,13 +57,13 @@ def prove_isolated(model: nn.Module) -> None:
         raise UserError(
             f"task.packing=documents: {_name(model)} does not keep the documents of a row apart: packed or alone, "
             f"beside this or that document, their logits differ by {max(apart, leak):.2g} ({allowed:.1g} is rounding). "
-            f"{REMEDY}"
+            f"{remedy}"
         )
     if not effect > 3 * max(leak, max(_tolerance(one, half=False) for one in alone)):
         raise UserError(
             f"task.packing=documents: with {_name(model)} it cannot be proved that the documents of a row are kept "
             f"apart, because a token changes the logits after it by {effect:.2g} only, and another document by "
-            f"{leak:.2g}. {REMEDY}"
+            f"{leak:.2g}. {remedy}"
         )
 
 
@@ -118,7 +118,7 @@ def _trying(model: nn.Module, remedy: str) -> Iterator[None]:
             yield
     except Exception as error:  # an argument it does not know, a kernel it lacks: many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"causal_lm: {_name(model)} could not be tried: {reason}. {remedy}") from error
+        raise UserError(f"{_name(model)} could not be tried: {reason}. {remedy}") from error
     finally:
         model.train(training)
 

@@ -18,6 +18,7 @@ from data.source import Rows
 from train.tasks import _proof
 from train.tasks._generation import Generation
 from train.tasks._losses import token_losses
+from train.tasks._pieces import by_row, positions, sums
 from train.tasks._writing import Writer
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces, text_column
 
@@ -196,16 +197,15 @@ class CausalLanguageModelling(Task):
         sequences = features["input_ids"]
         ids = pad(sequences, self.padding)
         labels = np.full(ids.shape, IGNORED, dtype=np.int64)
-        positions = np.empty(ids.shape, dtype=np.int64)
         for row, (tokens, sizes) in enumerate(zip(sequences, features["pieces"], strict=True)):
             ends = sizes.cumsum()
             size = len(tokens)
             labels[row, : size - 1] = tokens[1:]
             labels[row, ends - 1] = features["following"][row]
-            positions[row, :size] = np.arange(size) - np.repeat(ends - sizes, sizes)
-            positions[row, size:] = np.arange(ids.shape[1] - size)
         tensors = {"input_ids": ids, "labels": torch.from_numpy(labels), "pieces": pad(features["pieces"], 0)}
-        return tensors | ({"position_ids": torch.from_numpy(positions)} if self.config.packing == "documents" else {})
+        if self.config.packing == "documents":
+            tensors["position_ids"] = torch.from_numpy(positions(features["pieces"], ids.shape[1]))
+        return tensors
 
     def contents(self, features: Features) -> list[Any]:
         """Return each document, or piece of a long one: the row that it is packed in says nothing of it."""
@@ -227,26 +227,26 @@ class CausalLanguageModelling(Task):
 
     def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
         """Cross entropy of all tokens that are predicted, in nats: summed."""
-        return self._losses(model, tensors).sum()
+        return token_losses(self._logits(model, tensors), tensors["labels"]).sum()
 
-    def _losses(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the loss of each position, (B, T), 0 on padding. Not the model's own loss, which shifts labels."""
+    def _logits(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+        """Return the logits of each position, (B, T, V). Not the model's own loss, which shifts labels."""
         inputs = {name: tensors[name] for name in ("input_ids", "position_ids") if name in tensors}
-        return token_losses(model(**inputs, use_cache=False).logits, tensors["labels"])  # with a cache packing leaks
+        logits: Tensor = model(**inputs, use_cache=False).logits  # with a cache packing leaks
+        return logits
 
     def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Give the summed loss of each example (B,) and of each of its pieces (B, P)."""
-        import torch
-
-        losses, sizes = self._losses(model, tensors), tensors["pieces"]
-        places = torch.arange(losses.shape[1], device=losses.device).expand_as(losses).contiguous()
-        piece = torch.searchsorted(sizes.cumsum(1), places, right=True)
-        belongs = piece[:, None] == torch.arange(sizes.shape[1], device=losses.device)[:, None]  # (B, P, T)
-        return {"loss": losses.sum(1), "losses": (losses[:, None] * belongs).sum(2)}
+        """Give the summed loss of each example (B,) and of each of its pieces (B, P), and how many of its tokens are
+        the likeliest (B,)."""
+        logits, labels = self._logits(model, tensors), tensors["labels"]
+        losses = token_losses(logits, labels)
+        hits = (logits.argmax(2) == labels).sum(1)
+        return {"loss": losses.sum(1), "losses": sums(losses, tensors["pieces"]), "hits": hits}
 
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
-        """losses, in nats, targets, and bytes of the texts that begin in it: of each example (n,)."""
-        return {"losses": found["loss"], "targets": encoded.column("targets"), "bytes": encoded.column("bytes")}
+        """losses, in nats, targets, hits, and bytes of the texts that begin in it: of each example (n,)."""
+        counts = {name: encoded.column(name) for name in ("targets", "bytes")}
+        return {"losses": found["loss"], "hits": found["hits"], **counts}
 
     def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Writer:
         """Return what writes on from each text, which begins as documents do and does not end."""
@@ -260,17 +260,9 @@ class CausalLanguageModelling(Task):
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """A line a document: its loss, summed over all its pieces, and how many tokens were predicted."""
-        table = encoded.dataset.data
-        parts = zip(table.column("rows").to_pylist(), table.column("pieces").to_pylist(), found["losses"], strict=True)
-        totals: dict[tuple[int, int], tuple[float, int]] = {}
-        for place, (rows, sizes, losses) in zip(encoded.places(), parts, strict=True):
-            for row, size, loss in zip(rows, sizes, losses.tolist(), strict=False):  # filled up to the longest row
-                document = place.get("source", 0), row
-                before = totals.get(document, (0.0, 0))
-                totals[document] = before[0] + loss, before[1] + size
-        several = len(encoded.sizes) > 1
-        for (source, row), (loss, tokens) in sorted(totals.items()):
-            yield {**({"source": source} if several else {}), "row": row, "loss": loss, "tokens": tokens}
+        sizes = encoded.dataset.data.column("pieces").to_pylist()
+        for where, parts in by_row(encoded, sizes, found["losses"].tolist()):
+            yield {**where, "loss": sum(loss for _, loss in parts), "tokens": sum(size for size, _ in parts)}
 
 
 task = CausalLanguageModelling
