@@ -21,7 +21,7 @@ STAGES = (("pretrain", "adapt", "classify"), ("minilm_adapt", "minilm_classify")
 
 
 def test_there_are_some() -> None:
-    assert len(FILES) >= 14
+    assert len(FILES) >= 17
 
 
 def test_every_stage_of_ulmfit_belongs_to_a_command() -> None:
