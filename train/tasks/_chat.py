@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from data.errors import UserError, nearest
 from train.tasks._chatml import CHATML
-from train.tasks._messages import Conversation, Unusable
+from train.tasks._messages import Conversation, Unusable, check_said
 from train.tasks.base import require_fast
 
 log = logging.getLogger("train")
@@ -206,6 +206,7 @@ def _write(tokenizer: Any, template: Template, conversation: Conversation) -> tu
     else:
         text, _ = _jinja(tokenizer, template, conversation)
         spans = [_proved(tokenizer, template, conversation, place, text) for place in turns if place >= first]
+    check_said(conversation, text, spans)
     for place, message in enumerate(given):
         if message["role"] not in ("user", "assistant") and message.get("content", "").strip():
             _heard(tokenizer, template, conversation, place, text)

@@ -44,8 +44,8 @@ class Columns(NamedTuple):
             usual = None
         else:
             usual = usual or MESSAGES[0]
-        tools = config.tools or ("tools" if any("tools" in names for names in files) else None)
-        return cls(config.messages or usual, config.prompt or "prompt", config.completion or "completion", tools)
+        described = config.tools or ("tools" if any("tools" in names for names in files) else None)
+        return cls(config.messages or usual, config.prompt or "prompt", config.completion or "completion", described)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -55,15 +55,17 @@ class Columns(NamedTuple):
 
     def conversation(self, row: Mapping[str, Any]) -> Conversation:
         """Return what a row says; raise `Unusable`."""
-        tools = read_tools(row[self.tools], self.tools) if self.tools else None
+        described = tools(row[self.tools], self.tools) if self.tools else None
+        if self.messages and isinstance(row[self.messages], str):
+            raise Unusable(f"{self.messages!r} must be a list of messages, not {_short(row[self.messages])}")
         if self.messages:
-            return Conversation(read_messages(row[self.messages], self.messages), tools)
-        prompt = read_messages(row[self.prompt], self.prompt)
-        completion = read_messages(row[self.completion], self.completion, "assistant")
-        return Conversation([*prompt, *completion], tools, first=len(prompt))
+            return Conversation(messages(row[self.messages], self.messages), described)
+        prompt = messages(row[self.prompt], self.prompt)
+        completion = messages(row[self.completion], self.completion, "assistant")
+        return Conversation([*prompt, *completion], described, first=len(prompt))
 
 
-def read_messages(value: Any, name: str, role: str = "user") -> list[Message]:
+def messages(value: Any, name: str, role: str = "user") -> list[Message]:
     """Return the messages of a row's column: a list of them, or a text, which is one message of that role.
 
     Keys without a value are left out: a column's rows all have the keys of any of them. Arguments of tool calls that
@@ -113,7 +115,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     return {"type": "function", **outside, "function": function}
 
 
-def read_tools(value: Any, name: str) -> list[dict[str, Any]] | None:
+def tools(value: Any, name: str) -> list[dict[str, Any]] | None:
     """Return the tools of a row, in the form {"type": "function", "function": {...}}; None where it has none.
 
     They come as a list, or as JSON of one. Raises `Unusable`.
@@ -124,6 +126,28 @@ def read_tools(value: Any, name: str) -> list[dict[str, Any]] | None:
     if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
         raise Unusable(f"{name!r} must be a list of tools, or JSON of one, not {_short(value)}")
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in found]
+
+
+def check_said(conversation: Conversation, text: str, spans: Sequence[tuple[int, int]]) -> None:
+    """Raise `Unusable` for what a template leaves out of its text without a word: tools, calls or contents of a form
+    that it does not know. What the assistant says must stand in its own turn (`spans` of `text`).
+
+    Of thoughts (up to </think>) templates may do as they like.
+    """
+    for tool in conversation.tools or ():
+        function = tool.get("function")
+        if isinstance(function, dict) and str(function.get("name", "")) not in text:
+            raise Unusable(f"the template leaves out the tools: it does not know {function['name']!r}")
+    given = conversation.messages
+    turns = [place for place in range(conversation.first, len(given)) if given[place]["role"] == "assistant"]
+    own = dict(zip(turns, spans, strict=True)) if len(turns) == len(spans) else {}
+    for place, message in enumerate(given):
+        if message["role"] in ("user", "assistant"):
+            shown = text[slice(*own[place])] if place in own else text
+            parts = [message.get("content", "").rpartition("</think>")[2].strip()]
+            parts += [call["function"]["name"] for call in message.get("tool_calls", ())]
+            if missing := next((part for part in parts if part not in shown), None):
+                raise Unusable(f"the template leaves out what message {place} says: {_short(missing)}")
 
 
 def _without_none(value: Any) -> Any:

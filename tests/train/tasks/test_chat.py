@@ -148,6 +148,8 @@ def test_bad_rows_are_named_and_can_be_skipped(tmp_path: Path) -> None:
         "the template refuses it: role critic is unknown; known are system, user, assistant, tool",
     ]
     assert found.dataset["rows"][:] == [[0, 6]] and found.dataset["counts"][:] == [[2, 2]]
+    task, rows = prepared(tokenizer, {"messages": ["hi"]}, template="chatml")
+    assert task.problem(rows.dataset[0]) == "'messages' must be a list of messages, not 'hi'"
     pairs = {"prompt": ["a", "a", " "], "completion": ["b", "", "b"]}
     task, rows = prepared(tokenizer, pairs, template="chatml")
     found = encoded(task, rows, tmp_path, skip_bad=True)

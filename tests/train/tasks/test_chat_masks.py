@@ -12,8 +12,8 @@ import pytest
 
 from data.errors import UserError
 from tests.train.tasks.chat_templates import CHATML, SPECIAL, TEMPLATES, byte_tokenizer
-from train.tasks._chat import Conversation, Template, choose, render
-from train.tasks._messages import Unusable, read_messages, read_tools
+from train.tasks._chat import BUILT_IN, Conversation, Template, choose, render
+from train.tasks._messages import Unusable, messages, tools
 
 Turns = list[tuple[str, str]]
 
@@ -84,7 +84,7 @@ def test_the_turns_of_the_assistant_are_learned_with_their_ends(name: str, trims
 def test_calls_of_tools_are_learned_and_their_results_are_not(name: str) -> None:
     tokenizer = byte_tokenizer(name)
     template = choose(tokenizer, None, with_tools=True)
-    conversation = Conversation(read_messages(CALLING, "messages"), read_tools([WEATHER], "tools"))
+    conversation = Conversation(messages(CALLING, "messages"), tools([WEATHER], "tools"))
     call = CALL if name != "llama3" else '{"name": "weather", "parameters": {"city": "Rome"}}'
     answer = "<think>\n\n</think>\n\nBye" if name == "qwen3" else "Bye"
     assert learned(tokenizer, template, conversation) == [text + END[name] for text in (call, "It is the sun.", answer)]
@@ -105,7 +105,7 @@ def test_thoughts_of_earlier_turns_are_not_learned_where_the_template_leaves_the
         *said(talk[:1]), {"role": "assistant", "content": "<think>\nlook\n</think>\n\n", "tool_calls": [WEATHER]},
         {"role": "tool", "content": "sun"}, {"role": "assistant", "content": "Sun."},
     ]  # fmt: skip
-    thinking = read_messages(thinking, "messages")
+    thinking = messages(thinking, "messages")
     now = learned(tokenizer, template, Conversation(thinking))
     assert now[0].startswith("<think>\nlook\n</think>\n\n<tool_call>") and len(now) == 2
     later = Conversation([*thinking, *said(talk[:1]), *said(talk[1:2])])
@@ -136,7 +136,7 @@ def test_the_built_in_template_marks_what_is_learned(adds_bos: bool) -> None:
     assert learned(tokenizer, template, Conversation(talk, first=3)) == wanted[1:]
     found = render(tokenizer, template, [Conversation(talk)])[0]
     assert found.ids.count(tokenizer.bos_token_id) == adds_bos  # type: ignore[union-attr]
-    calling = Conversation(read_messages(CALLING, "messages"), read_tools(json.dumps([WEATHER]), "tools"))
+    calling = Conversation(messages(CALLING, "messages"), tools(json.dumps([WEATHER]), "tools"))
     assert learned(tokenizer, template, calling) == [text + "<|im_end|>" for text in (CALL, "It is the sun.", "Bye")]
     whole = tokenizer.apply_chat_template(calling.messages, tools=calling.tools, tokenize=False)
     assert whole == render(tokenizer, template, [calling])[0].text  # type: ignore[union-attr]
@@ -157,7 +157,7 @@ def test_marks_and_proof_agree() -> None:
     """The same template with and without its marks; what transformers itself takes for the assistant's is the same."""
     tokenizer = byte_tokenizer()
     marked = choose(tokenizer, "chatml")
-    calling = Conversation(read_messages(CALLING, "messages"), read_tools([WEATHER], "tools"))
+    calling = Conversation(messages(CALLING, "messages"), tools([WEATHER], "tools"))
     given = tokenizer.apply_chat_template(
         calling.messages, tools=calling.tools, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -180,6 +180,22 @@ def test_the_refusals_of_a_template_are_told() -> None:
     assert found == "the template leaves out message 1: role 'critic' is unknown to it"
     none = problem(qwen3, choose(qwen3, None), Conversation(said([("user", "x"), ("model", "y")])))
     assert none == "there is no turn of the assistant to learn: the roles are user, model"
+
+
+def test_what_a_template_leaves_out_is_told() -> None:
+    """Some know neither tools nor calls, some no content that is a text: the assistant would learn to say nothing."""
+    tokenizer = byte_tokenizer()
+    calling = Conversation(messages(CALLING, "messages"))
+    for template in (CHATML, BUILT_IN["chatml"]):
+        tokenizer.chat_template = template.replace("message.tool_calls or []", "[]")
+        told = problem(tokenizer, choose(tokenizer, None), calling)
+        assert told == "the template leaves out what message 1 says: 'weather'"
+    tokenizer.chat_template = CHATML.replace("if tools", "if false")
+    told = problem(tokenizer, choose(tokenizer, None), Conversation(said(TALK[:2]), tools([WEATHER], "tools")))
+    assert told == "the template leaves out the tools: it does not know 'weather'"
+    tokenizer.chat_template = CHATML.replace("message.content or ''", "message.content[0].text or ''")
+    with pytest.raises(UserError, match=r"the template leaves out what message 0 says: 'Hello'"):
+        choose(tokenizer, None)
 
 
 def test_templates_that_a_tokenizer_cannot_use_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -230,8 +246,8 @@ CALL_TEXT = '{"name": "weather", "arguments": {"city": "Rome"}}'
 
 
 def test_messages_are_read_from_the_columns_that_data_have() -> None:
-    assert read_messages("Hi", "prompt") == [{"role": "user", "content": "Hi"}]
-    assert read_messages("Hi", "completion", "assistant") == [{"role": "assistant", "content": "Hi"}]
+    assert messages("Hi", "prompt") == [{"role": "user", "content": "Hi"}]
+    assert messages("Hi", "completion", "assistant") == [{"role": "assistant", "content": "Hi"}]
     filled = [
         {"role": "user", "content": "x", "tool_calls": None, "name": None},
         {
@@ -240,21 +256,15 @@ def test_messages_are_read_from_the_columns_that_data_have() -> None:
             "tool_calls": [{"id": None, "function": {"name": "f", "arguments": {"a": 1, "b": None}}}],
         },
     ]
-    assert read_messages(filled, "messages") == [
+    assert messages(filled, "messages") == [
         {"role": "user", "content": "x"},
         {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]},
     ]
-    call = read_messages([{"role": "tool_call", "content": CALL_TEXT}], "messages")
-    assert call == read_messages([CALLING[1]], "messages")
+    call = messages([{"role": "tool_call", "content": CALL_TEXT}], "messages")
+    assert call == messages([CALLING[1]], "messages")
     wrapped = [{"type": "function", "function": WEATHER}]
-    assert read_tools([WEATHER], "tools") == read_tools(json.dumps(wrapped), "tools") == wrapped
-    assert (
-        read_tools(None, "tools")
-        is read_tools([], "tools")
-        is read_tools("[]", "tools")
-        is read_tools("", "tools")
-        is None
-    )
+    assert tools([WEATHER], "tools") == tools(json.dumps(wrapped), "tools") == wrapped
+    assert tools(None, "tools") is tools([], "tools") is tools("[]", "tools") is tools("", "tools") is None
 
 
 @pytest.mark.parametrize(
@@ -274,6 +284,6 @@ def test_messages_are_read_from_the_columns_that_data_have() -> None:
 )
 def test_problems_of_messages_are_named(value: Any, told: str) -> None:
     with pytest.raises(Unusable, match=f"^{told.replace('[', '.').replace('(', '.')}"):
-        read_messages(value, "messages")
+        messages(value, "messages")
     with pytest.raises(Unusable, match="'tools' must be a list of tools, or JSON of one, not 'x'"):
-        read_tools("x", "tools")
+        tools("x", "tools")
