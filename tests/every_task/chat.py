@@ -48,6 +48,7 @@ def reload(folder: Path, given: Rows) -> list[Any]:
 
 
 SAMPLE = Sample(
+    inputs=("messages",),
     rows=rows,
     metrics=["perplexity", "token_accuracy", "bits_per_byte"],
     reload=reload,

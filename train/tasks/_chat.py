@@ -50,6 +50,11 @@ class Rendered(NamedTuple):
     ends: list[int]
     """Where each token ends in `text`."""
 
+    def bytes(self, last: int, end: str) -> int:
+        """Return how many bytes the assistant writes up to token `last`, without the tokens `end`."""
+        turns = (self.text[start : min(stop, self.ends[last])] for start, stop in self.spans)
+        return sum(len(turn.replace(end, "").encode()) for turn in turns)
+
 
 @dataclass(frozen=True)
 class Template:
@@ -175,6 +180,18 @@ def render(tokenizer: Any, template: Template, conversations: Sequence[Conversat
         else:
             text, spans = each
             found.append(Rendered(ids, _learned(offsets, spans), text, spans, [end for _, end in offsets]))
+    return found
+
+
+def ask(tokenizer: Any, template: Template, conversations: Sequence[Conversation]) -> list[list[int] | str]:
+    """Return the tokens after which the assistant answers each conversation, or what makes it unusable."""
+    found: list[list[int] | str] = []
+    for conversation in conversations:
+        try:
+            text, _ = _jinja(tokenizer, template, conversation, ask=True)
+            found.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except Unusable as problem:
+            found.append(str(problem))
     return found
 
 

@@ -80,7 +80,7 @@ class Generation(Section):
             "early_stopping": self.beams > 1,
             "no_repeat_ngram_size": self.no_repeat_ngram or None,
             "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": _ends(known.get("eos_token_id"), tokenizer.eos_token_id),
+            "eos_token_id": ends(known.get("eos_token_id"), tokenizer.eos_token_id),
             "decoder_start_token_id": getattr(model.config, "decoder_start_token_id", None),
         }
         if self.temperature is not None:
@@ -112,8 +112,8 @@ class Generation(Section):
             synced_gpus=shared_out or None,
         )  # fmt: skip
         found = found[:, begins:].clone()
-        ends = torch.isin(found, torch.tensor(settings.eos_token_id, device=found.device))
-        found[ends.long().cumsum(1) - ends.long() > 0] = IGNORED
+        over = torch.isin(found, torch.tensor(settings.eos_token_id, device=found.device))
+        found[over.long().cumsum(1) - over.long() > 0] = IGNORED
         return found
 
     def _draw(self, keys: Tensor) -> list[Any]:
@@ -166,7 +166,7 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & (2**33 - 1))
 
 
-def _ends(known: Any, own: int) -> int | list[int]:
+def ends(known: Any, own: int) -> int | list[int]:
     """Return the tokens that end a text: the tokenizer's, and those that the model knows besides."""
     further = known if isinstance(known, list) else []
     return [*dict.fromkeys([own, *further])] if further else own
@@ -189,5 +189,5 @@ def _is_shared_out(model: Any) -> bool:
 def texts(written: NDArray[np.int64], tokenizer: Any, stop: Sequence[str] = ()) -> list[str]:
     """Return the texts of tokens (n, W), -100 for none, without special tokens, up to the first of `stop`."""
     found = [tokenizer.decode(ids[ids != IGNORED], skip_special_tokens=True) for ids in written]
-    ends = [[place for sign in stop if (place := text.find(sign)) >= 0] for text in found]
-    return [text[: min(places)] if places else text for text, places in zip(found, ends, strict=True)]
+    stops = [[place for sign in stop if (place := text.find(sign)) >= 0] for text in found]
+    return [text[: min(places)] if places else text for text, places in zip(found, stops, strict=True)]

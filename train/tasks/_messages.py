@@ -64,6 +64,16 @@ class Columns(NamedTuple):
         completion = messages(row[self.completion], self.completion, "assistant")
         return Conversation([*prompt, *completion], described, first=len(prompt))
 
+    def question(self, row: Mapping[str, Any]) -> Conversation:
+        """Return what a row asks the assistant: without its own turn, if it ends with one; raise `Unusable`."""
+        described = tools(row[self.tools], self.tools) if self.tools else None
+        given = messages(row[self.messages or self.prompt], self.messages or self.prompt)
+        while given and given[-1]["role"] == "assistant":
+            given.pop()
+        if not given:
+            raise Unusable(f"{self.messages or self.prompt!r} holds nothing that the assistant could answer")
+        return Conversation(given, described)
+
 
 def messages(value: Any, name: str, role: str = "user") -> list[Message]:
     """Return the messages of a row's column: a list of them, or a text, which is one message of that role.

@@ -1,20 +1,64 @@
-"""The last turn of packed conversations: what stands before it, and how it goes in the data."""
+"""The assistant's next turn: of packed conversations in evaluation, and of those that are asked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.collate import mask, pad
 from data.encode import Encoded
+from train.tasks._chat import Template, ask
+from train.tasks._generation import Generation
+from train.tasks._messages import Columns, Unusable
 from train.tasks.base import IGNORED
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 Tokens = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the assistant in a row, for `_writing.Writer`."""
+
+    found: Columns
+    template: Template
+    tokenizer: Any = field(repr=False)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The column of messages, or of prompts; and of tools."""
+        return (self.found.messages or self.found.prompt, *([self.found.tools] if self.found.tools else []))
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Say what is wrong with the messages."""
+        try:
+            self.found.question(row)
+        except Unusable as problem:
+            return str(problem)
+        return None
+
+    def beginnings(self, rows: Mapping[str, list[Any]]) -> list[list[int] | str]:
+        """Return the tokens that the assistant answers; or what the template says against it."""
+        names, parts = list(rows), zip(*rows.values(), strict=True)
+        asked = [self.found.question(dict(zip(names, values, strict=True))) for values in parts]
+        return ask(self.tokenizer, self.template, asked)
+
+
+def written(generation: Generation, model: nn.Module, tokenizer: Any, tensors: dict[str, Tensor]) -> Tensor:
+    """Return (B, P, W): the last turn of each conversation of collated examples as the model writes it, -100 behind."""
+    sizes, before = tensors["pieces"], prompts(tensors)
+    ids, there = pad(before, tokenizer.pad_token_id, left=True), mask(before, left=True)
+    keys = (tensors["keys"][:, None] + sizes.cumsum(1))[sizes > 0] if "keys" in tensors else None
+    turns = generation.write(model, tokenizer, ids.to(sizes.device), there.to(sizes.device), keys)
+    found = turns.new_full((*sizes.shape, turns.shape[1]), IGNORED)
+    found[sizes > 0] = turns
+    return found
 
 
 def prompts(tensors: Mapping[str, Tensor]) -> list[Tokens]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,28 +21,34 @@ from train.tasks.base import Arrays
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Beginnings = Callable[[Mapping[str, list[Any]]], list[list[int]]]
+
+class Beginner(Protocol):
+    """What knows where writing begins: a task, or what stands for it."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """Say what makes a row unusable."""
+
+    def beginnings(self, rows: Mapping[str, list[Any]]) -> list[list[int] | str]:
+        """Return for each row the tokens that stand before what is written, or what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Writer:
     """Writes on from the beginning that each row gives, as long as the model and the config allow."""
 
-    columns: tuple[str, ...]
+    source: Beginner
     tokenizer: Any = field(repr=False)
     generation: Generation
     room: int
     """Tokens of the longest beginning."""
-    unfit: Callable[[Mapping[str, Any]], str | None]
-    """What makes a row's beginning unusable."""
-    beginnings: Beginnings
-    """Rows → tokens that stand before what is written. Of the task's own module, whose code is part of what is kept."""
 
     @classmethod
-    def of(
-        cls, task: Any, generation: Generation | None, model: nn.Module, tokenizer: Any, beginnings: Beginnings
-    ) -> Writer:
-        """Return what writes for `task`; the model is told how. Raises `UserError` where there would be no room."""
+    def of(cls, source: Beginner, generation: Generation | None, model: nn.Module, tokenizer: Any) -> Writer:
+        """Return what writes on from what `source` reads; tell the model how. `UserError` where there is no room."""
         owner: Any = model
         generation = generation or Generation()
         generation.settle(model, tokenizer, owner.generation_config.max_new_tokens or 256, inherits=True)
@@ -52,37 +58,45 @@ class Writer:
                 f"task.generation.max_new_tokens: {new} leaves nothing of the {longest} tokens that the model takes "
                 "for the text to be written on; lower it"
             )
-        return cls(task.columns, tokenizer, generation, longest - new, task.problem, beginnings)
+        return cls(source, tokenizer, generation, longest - new)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return self.source.columns
 
     @property
     def identity(self) -> str:
         """The columns, the code that makes beginnings and the longest of them."""
-        code = inspect.getsource(sys.modules[self.beginnings.__module__])
-        return json.dumps([code, self.columns, self.room])
+        code = inspect.getsource(sys.modules[type(self.source).__module__])
+        return json.dumps([code, repr(self.source), self.columns, self.room])
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """Say what makes a row unusable."""
-        return self.unfit(row)
+        return self.source.problem(row)
 
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Tokenize beginnings; one that leaves no room for what is to be written is unusable."""
-        found = self.beginnings(rows)
-        good = [place for place, ids in enumerate(found) if 0 < len(ids) <= self.room]
-        problems = [
-            (place, f"{len(ids):,} tokens leave no room to write: at most {self.room:,} may stand before")
-            if ids
-            else (place, "no token stands before what is to be written, and the tokenizer has none to begin with")
-            for place, ids in enumerate(found)
-            if not 0 < len(ids) <= self.room
-        ]
+        found = self.source.beginnings(rows)
+        problems = {place: self._unfit(ids) for place, ids in enumerate(found)}
+        good = [place for place, problem in problems.items() if problem is None]
         lengths = [len(found[place]) for place in good]
         return {
             "row": good,
             "input_ids": [found[place] for place in good],
             "length": lengths,
             "targets": lengths,
-            "unusable": problems,
+            "unusable": [(place, problem) for place, problem in problems.items() if problem],
         }
+
+    def _unfit(self, ids: list[int] | str) -> str | None:
+        if isinstance(ids, str):
+            return ids
+        if not ids:
+            return "no token stands before what is to be written, and the tokenizer has none to begin with"
+        if len(ids) > self.room:
+            return f"{len(ids):,} tokens leave no room to write: at most {self.room:,} may stand before"
+        return None
 
     def collate(self, features: Features) -> dict[str, Tensor]:
         """input_ids, padded on the left, and attention_mask: (B, S); keys: (B,)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -249,20 +249,36 @@ class CausalLanguageModelling(Task):
         return {"losses": found["loss"], "hits": found["hits"], **counts}
 
     def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Writer:
-        """Return what writes on from each text, which begins as documents do and does not end."""
+        """Return what writes on from each text."""
+        return Writer.of(_Text(self.columns, self, tokenizer), self.config.generation, model, tokenizer)
 
-        def beginnings(given: Mapping[str, list[Any]]) -> list[list[int]]:
-            documents = tokenizer(given[self.text], return_attention_mask=False, verbose=False)["input_ids"]
-            begin = [] if self.bos is None else [self.bos]
-            return [begin + self._inner(ids)[1] for ids in documents]
-
-        return Writer.of(self, self.config.generation, model, tokenizer, beginnings)
+    def beginning(self, ids: list[int]) -> list[int]:
+        """Return the tokens of a text as documents begin, and without an end."""
+        return [*([] if self.bos is None else [self.bos]), *self._inner(ids)[1]]
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """A line a document: its loss, summed over all its pieces, and how many tokens were predicted."""
         sizes = encoded.dataset.data.column("pieces").to_pylist()
         for where, parts in by_row(encoded, sizes, found["losses"].tolist()):
             yield {**where, "loss": sum(loss for _, loss in parts), "tokens": sum(size for size, _ in parts)}
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Texts that are to be written on, for `_writing.Writer`."""
+
+    columns: tuple[str, ...]
+    task: CausalLanguageModelling
+    tokenizer: Any = field(repr=False)
+
+    def problem(self, row: Mapping[str, Any]) -> str | None:
+        """A text must not be empty."""
+        return self.task.problem(row)
+
+    def beginnings(self, rows: Mapping[str, list[Any]]) -> list[list[int] | str]:
+        """Return the tokens of each text."""
+        given = self.tokenizer(rows[self.task.text], return_attention_mask=False, verbose=False)["input_ids"]
+        return [self.task.beginning(ids) for ids in given]
 
 
 task = CausalLanguageModelling

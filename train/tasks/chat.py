@@ -12,15 +12,16 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from data import packing
-from data.collate import mask, pad
+from data.collate import pad
 from data.encode import Encoded, Features
 from data.source import Rows
 from train.tasks import _proof, _turns
-from train.tasks._chat import Rendered, Template, choose, render
-from train.tasks._generation import Generation, texts, written
+from train.tasks._chat import Template, choose, render
+from train.tasks._generation import Generation, ends, texts
 from train.tasks._losses import token_losses
 from train.tasks._messages import Columns, Unusable
 from train.tasks._pieces import by_row, positions, sums
+from train.tasks._writing import Writer
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, check_columns, pieces
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Chat(Task):
     tokenizer: Any = field(repr=False, compare=False)
 
     kind = "next_tokens"
+    free = ("generation",)
     model_class = "AutoModelForCausalLM"
     pipeline = "text-generation"
     hint = (
@@ -147,7 +149,8 @@ class Chat(Task):
     def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:
         """Let the model stop where a turn ends, and write as the config says, also exported."""
         settings: Any = model.generation_config
-        settings.eos_token_id, settings.pad_token_id = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        settings.eos_token_id = ends(settings.eos_token_id, self.tokenizer.eos_token_id)
+        settings.pad_token_id = self.tokenizer.pad_token_id
         if self.config.generation:
             first = train.features(np.arange(min(1_000, len(train.dataset))))
             longest = max(int(counts.max()) for counts in first["counts"])
@@ -189,7 +192,7 @@ class Chat(Task):
                 continue
             taken.append(each.ids[:-1][:max_length])
             labels.append(targets)
-            sizes.append(self._bytes(each, len(targets)))
+            sizes.append(each.bytes(len(targets), self.template.end))
             owners.append(place)
         packed = PACKINGS[self.config.packing]([len(tokens) for tokens in taken], max_length)
         counts = [[sum(token != IGNORED for token in labels[piece.document]) for piece in row] for row in packed]
@@ -206,12 +209,6 @@ class Chat(Task):
             "unusable": unusable,
         }
 
-    def _bytes(self, rendered: Rendered, last: int) -> int:
-        """Return how many bytes the assistant writes up to token `last`."""
-        end = rendered.ends[last]
-        turns = (rendered.text[start : min(stop, end)] for start, stop in rendered.spans)
-        return sum(len(turn.replace(self.template.end, "").encode()) for turn in turns)
-
     def collate(self, features: Features) -> dict[str, Tensor]:
         """input_ids and labels, which stand where they are predicted: (B, T); pieces (B, P), 0 where a row has fewer.
 
@@ -225,6 +222,8 @@ class Chat(Task):
             "labels": pad(features["labels"], IGNORED),
             "pieces": pad(features["pieces"], 0),
         }
+        if self.config.generation and self.config.generation.temperature is not None:
+            tensors["keys"] = torch.from_numpy(features["key"].astype(np.int64))
         if self.config.packing == "documents":
             width = tensors["input_ids"].shape[1]
             tensors["position_ids"] = torch.from_numpy(positions(features["pieces"], width))
@@ -269,12 +268,13 @@ class Chat(Task):
         hits = sums((logits.argmax(2) == labels).long(), sizes)
         found = {"loss": losses.sum(1), "losses": sums(losses, sizes), "hits": hits}
         if self.config.generation:
-            before = _turns.prompts(tensors)
-            ids = pad(before, self.tokenizer.pad_token_id, left=True).to(labels.device)
-            turns = written(model, ids, mask(before, left=True).to(labels.device))
-            found["written"] = turns.new_full((*sizes.shape, turns.shape[1]), IGNORED)
-            found["written"][sizes > 0] = turns
+            found["written"] = _turns.written(self.config.generation, model, self.tokenizer, tensors)
         return found
+
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Writer:
+        """Return what writes the assistant's next turn; its own at the end of a conversation is left out."""
+        found = self.found if self.found.tools in rows[0].dataset.column_names else self.found._replace(tools=None)
+        return Writer.of(_turns.Question(found, self.template, tokenizer), self.config.generation, model, tokenizer)
 
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
         """losses, in nats, targets, hits, and bytes of the assistant's turns: of each example (n,)."""
@@ -286,7 +286,8 @@ class Chat(Task):
         """A line a conversation: loss, targets and accuracy; the last turn as written and as it stands in the data."""
         columns = [encoded.dataset.data.column("counts").to_pylist(), found["losses"].tolist(), found["hits"].tolist()]
         if self.config.generation:
-            given = [texts(turns, self.tokenizer) for turns in found["written"]]
+            stop = self.config.generation.stop
+            given = [[turn.strip() for turn in texts(each, self.tokenizer, stop)] for each in found["written"]]
             columns += [given, _turns.references(encoded, self.tokenizer)]
         for where, [(tokens, loss, hits, *turns)] in by_row(encoded, *columns):
             figures = {"loss": loss, "tokens": tokens, "accuracy": round(hits / tokens, 6)}
