@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
@@ -73,11 +73,14 @@ class Encoded:
     """Examples as long as `max_length`: these were cut, or just fit."""
     fingerprint: str
     """Of the examples themselves, wherever the rows and the cache lie."""
+    beside: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Columns of numbers that no encoder can know, by name: (n, ...), the examples first."""
 
     def features(self, ids: NDArray[np.int64]) -> Features:
         """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
         table = self.dataset.with_format("arrow")[ids]
-        return {name: _array(table.column(name)) for name in table.column_names}
+        columns = {name: _array(table.column(name)) for name in table.column_names}
+        return {**columns, **{name: np.asarray(values[ids]) for name, values in self.beside.items()}}
 
     def sources(self, ids: NDArray[np.int64]) -> dict[str, list[int]]:
         """Return {"sources": the place of each example's source}, from 0; {} where there is only one source."""

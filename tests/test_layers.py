@@ -59,6 +59,7 @@ LAYERS: dict[str, float] = {
     "train.problems": 1,
     "train.update": 2,
     "train.evaluation": 3,
+    "train.reference": 3,
     "train.journal": 3,
     "train.loop": 4,
     "train.config": 5,

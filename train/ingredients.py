@@ -36,16 +36,22 @@ class Ingredients:
     max_length: int
 
 
+def cache_folder(config: RunConfig) -> Path:
+    """Return where what is made once is kept: data.cache, or a folder beside the cache of `datasets`."""
+    from datasets import config as datasets_config
+
+    return Path(config.data.cache or datasets_config.HF_DATASETS_CACHE / "lockstep").expanduser()
+
+
 def read(config: RunConfig) -> Ingredients:
     """Open rows, tokenizer and model, and encode the rows (or map what is encoded already)."""
-    from datasets import config as datasets_config
     from datasets import disable_progress_bars
 
     disable_progress_bars()
     accelerator, precision = hardware.build_accelerator(config.precision)
     token = config.hub_token.get_secret_value() if config.hub_token else None
     skip_bad = config.data.on_bad_row == "skip"
-    cache = Path(config.data.cache or datasets_config.HF_DATASETS_CACHE / "lockstep").expanduser()
+    cache = cache_folder(config)
     roles = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
     rows: dict[str, list[list[Rows]]] = {
         role: [open_rows(source, role, skip_bad=skip_bad, cache=cache, token=token) for source in sources]

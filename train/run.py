@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,13 @@ from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.durations import in_updates, total_updates
 from train.evaluation import Evaluator
-from train.ingredients import Ingredients, read
+from train.ingredients import Ingredients, cache_folder, read
 from train.journal import Journal, clock
 from train.layers import depths, unused
 from train.loop import Every, fit
 from train.model import export
 from train.optim import build_optimizer, rate, scales
+from train.reference import referred
 from train.tracking import Tracker
 from train.update import Learner
 
@@ -46,7 +48,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     Raises `UserError` before anything is written if config, data or model cannot be used. The caller has claimed the
     output folder.
     """
-    ingredients = read(config)
+    ingredients = _referred(config, read(config))
     accelerator = ingredients.accelerator
     batches, bounds = _batches(config, ingredients)
     per_epoch = batches.order.updates_per_epoch
@@ -97,10 +99,25 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     return 0 if written and not checkpoints.failed else 1
 
 
+def _referred(config: RunConfig, found: Ingredients) -> Ingredients:
+    """Return the ingredients with what the starting model, which theirs still is, says of the examples."""
+    bounds = _judging(config, found.accelerator)
+    splits = referred(
+        found.task, found.model, found.splits, found.accelerator, found.precision, bounds, cache_folder(config)
+    )
+    return replace(found, splits=splits)
+
+
+def _judging(config: RunConfig, accelerator: Accelerator) -> Bounds:
+    """Return the bounds of micro-batches without gradients."""
+    overhead = CUT_OVERHEAD.get(accelerator.device.type, CUT_OVERHEAD["cuda"])
+    return Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)
+
+
 def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
     """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
     accelerator, train = ingredients.accelerator, ingredients.splits["train"]
-    overhead = CUT_OVERHEAD.get(accelerator.device.type, CUT_OVERHEAD["cuda"])
+    judging = _judging(config, accelerator)
     tokens = config.micro_batch_tokens or (None if config.micro_batch_size else MICRO_BATCH_TOKENS)
     weights = [source.weight for source in config.data.train]
     per_source = shares(list(train.sizes), weights)
@@ -113,13 +130,13 @@ def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Boun
     batches = Batches(
         train,
         order,
-        Bounds(config.micro_batch_size, tokens, overhead),
+        Bounds(config.micro_batch_size, tokens, judging.overhead),
         ingredients.task.collate,
         ingredients.task.count,
         accelerator.num_processes,
         accelerator.process_index,
     )
-    return batches, Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)
+    return batches, judging
 
 
 def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int) -> Learner:

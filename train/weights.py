@@ -6,9 +6,13 @@ import hashlib
 import logging
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data import package
 from data.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger("train")
 
@@ -40,6 +44,20 @@ def digest(file: Path) -> str:
     """Return the sha256 of a file. This process reads it once, unless it changes."""
     about = file.stat()
     return _digest(file, about.st_size, about.st_mtime_ns)
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """Return the sha256 of a model's parameters and buffers as they are now, with their names, types and shapes.
+
+    Reads all of them, from the device too: about a second a gigabyte.
+    """
+    import torch
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def check_same(

@@ -124,6 +124,16 @@ class Task(ABC):
     def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:  # noqa: B027
         """Set what the training set tells of the parameters that are new (`fresh`, by name), better than chance."""
 
+    @property
+    def refers(self) -> bool:
+        """Whether the loss needs what the starting model says of each example: then `reference` is asked for it, once,
+        and the answer is among the features, as `reference`."""
+        return False
+
+    def reference(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+        """Return what the loss needs of the starting model, first dimension B. Called where `refers` is true only."""
+        raise NotImplementedError
+
     def tuned(self, found: Arrays, encoded: Encoded) -> Task:
         """Return the task with what it chooses on the validation rows, such as a threshold, after each evaluation.
 
