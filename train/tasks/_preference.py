@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from data.collate import mask, pad
 from data.encode import Features
 from train.tasks._losses import token_losses
-from train.tasks.base import IGNORED, pieces
+from train.tasks.base import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,12 +51,12 @@ def shown(tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | N
     begin = min(common, *(marks.index(1) + 1 for marks in answers))  # no prompt has a token before whole texts
     found: list[tuple[str, str | None]] = []
     for side, name in enumerate(("chosen", "rejected")):
-        texts = pieces(tensors["input_ids"][0, side][: int(tensors["attention_mask"][0, side].sum())], tokenizer)
-        if not side:
-            found += [(text, None) for text in texts[:begin]]
+        ids = tensors["input_ids"][0, side][: int(tensors["attention_mask"][0, side].sum())]
+        found += [] if side else [(tokenizer.decode(ids[:begin]), None)]
         found += [("\n", None), (f"{name}: ", None)]
-        counts = [1, *answers[side]][begin:]
-        found += [(text, text.strip() if count else None) for text, count in zip(texts[begin:], counts, strict=False)]
+        for counts, places in groupby(range(begin, len(ids)), key=[1, *answers[side]].__getitem__):
+            text = tokenizer.decode(ids[list(places)])
+            found.append((text, text.strip() if counts else None))
     return found
 
 
