@@ -78,7 +78,7 @@ def ours(config: dict[str, Any], rows: list[dict[str, str]], model: Any, start: 
     with tempfile.TemporaryDirectory() as cache, torch.no_grad():
         encoded = encode_sources([opened], task, tokenizer, LENGTH, skip_bad=False, cache=Path(cache))
         tensors = task.collate(encoded.features(np.arange(len(rows))))
-        if task.refers:
+        if task.config.refers:
             tensors["reference"] = task.reference(start, tensors)
         return task.loss(model, tensors).item() / len(rows)
 

@@ -45,7 +45,8 @@ def _conditions(config: RunConfig) -> Iterator[tuple[str, str]]:
     if not data.validation:
         yield "evaluate.every", "there is no data.validation"
         if not data.test:
-            yield "evaluate.batch_tokens", "there is neither data.validation nor data.test"
+            if not config.task.refers:  # the starting model is asked in such micro-batches too
+                yield "evaluate.batch_tokens", "there is neither data.validation nor data.test"
             yield "metrics", "there is neither data.validation nor data.test"
     if config.checkpoint.best is None:
         yield "checkpoint.best_is", "checkpoint.best is not given"

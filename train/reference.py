@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from data.cache import Notes, kept
 from data.encode import Encoded
@@ -41,14 +42,12 @@ def referred(
     bounds: Bounds,
     cache: Path,
 ) -> dict[str, Encoded]:
-    """Return the splits with the column `reference`, (n, ...) float64, where the task refers to the starting model.
+    """Return the splits with the column `reference`, (n, ...) float64: `Task.reference` of all examples.
 
     `model` is that model, on its device, before anything was loaded into it or wrapped around it. All processes share
     the work and have the same values, whatever their number: those of no dropout, in the precision of the run. What was
     asked before, of these examples and these weights, is mapped from the cache; that is how a run that goes on has it.
     """
-    if not task.refers:
-        return dict(splits)
     start = [_identity(task, model, precision) if accelerator.is_main_process else ""]
     broadcast_object_list(start)
     found: dict[str, Encoded] = {}
@@ -106,7 +105,8 @@ def _ask(task: Task, model: Any, encoded: Encoded, accelerator: Accelerator, bou
     training = model.training
     model.eval()
     shares: list[tuple[Any, Any]] = []
-    for part in plan[accelerator.process_index]:
+    quiet = not (accelerator.is_main_process and sys.stderr.isatty())
+    for part in tqdm(plan[accelerator.process_index], desc="starting model", disable=quiet, dynamic_ncols=True):
         if part.filler:  # the model is not wrapped yet: nobody waits for this process
             continue
         features = {**encoded.features(part.rows), "key": example_keys(part.rows, "evaluation")}

@@ -100,7 +100,9 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
 
 
 def _referred(config: RunConfig, found: Ingredients) -> Ingredients:
-    """Return the ingredients with what the starting model, which theirs still is, says of the examples."""
+    """Return the ingredients with what their model, still the starting one, says of the examples, if that matters."""
+    if not config.task.refers:
+        return found
     bounds = _judging(config, found.accelerator)
     splits = referred(
         found.task, found.model, found.splits, found.accelerator, found.precision, bounds, cache_folder(config)

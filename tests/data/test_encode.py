@@ -7,6 +7,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def test_features_over_many_chunks(encode: Encode, read: Read, tmp_path: Path) -
     ids = np.random.default_rng(0).integers(0, 25_000, 200)
     assert encoded.features(ids)["length"].tolist() == (3 + ids % 9).tolist()
     assert encoded.features(ids)["row"].tolist() == ids.tolist()
+
+
+def test_columns_beside_come_with_the_others(encode: Encode, read: Read, tmp_path: Path) -> None:
+    encoded = encode(read(write(tmp_path / "x.jsonl", "a", "bb", "ccc")))
+    values = np.arange(6.0).reshape(3, 2)
+    features = replace(encoded, beside={"known": values}).features(np.array([2, 0]))
+    assert features["length"].tolist() == [5, 3] and features["known"].tolist() == [[4, 5], [0, 1]]
+    assert take(features, np.array([1]))["known"].tolist() == [[0, 1]]
+    assert "known" not in encoded.features(np.array([0]))
 
 
 def test_take_chooses_rows_in_order(encode: Encode, read: Read, tmp_path: Path) -> None:

@@ -346,6 +346,8 @@ def test_keys_of_an_evaluation_that_never_is(file: str, monkeypatch: pytest.Monk
     keys = [line.split(":")[0] for line in idle_keys(read(file, *overrides))]
     assert keys == ["evaluate.every", "evaluate.batch_tokens", "metrics"]
     assert [line.split(":")[0] for line in idle_keys(read(file, *overrides, "data.test=x"))] == ["evaluate.every"]
+    asked = idle_keys(read(file, *overrides[::2], "task=preference"))
+    assert [line.split(":")[0] for line in asked] == ["evaluate.every"], "the starting model is asked in micro-batches"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert idle_keys(read(file, "precision=bf16")) == idle_keys(read(file)) == []
     assert "accelerate was told bf16" in idle_keys(read(file, "precision=fp32"))[0]

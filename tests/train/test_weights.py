@@ -20,6 +20,25 @@ def test_weights_in_one_file(tmp_path: Path) -> None:
     assert weights.fingerprint(str(tmp_path)) != expected
 
 
+def test_a_model_is_known_by_all_its_numbers() -> None:
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    found = weights.fingerprint_of(model)
+    assert weights.fingerprint_of(model.eval()) == found
+    seen = {found}
+    for name, tensor in model.state_dict().items():
+        before = tensor.clone()
+        tensor.add_(1)
+        seen.add(weights.fingerprint_of(model))
+        tensor.copy_(before)
+        assert weights.fingerprint_of(model) == found, name
+    assert len(seen) == 1 + len(model.state_dict()) == 8
+    assert weights.fingerprint_of(model.bfloat16()) not in seen
+
+
 def test_weights_in_parts(tmp_path: Path) -> None:
     for number in (2, 1, 3):
         (tmp_path / f"model-0000{number}-of-00003.safetensors").write_bytes(b"part" * number)

@@ -74,7 +74,7 @@ class Columns:
                 raise Unusable(f"{name!r} must be text or a list of messages, not {value!r}")
         begun = _messages.messages(prompt, self.prompt) if self.prompt else None
         answers = {name: _messages.messages(given[name], name, "assistant") for name in (self.chosen, self.rejected)}
-        tools = _messages.tools(row[self.tools], self.tools) if self.tools else None
+        tools = _messages.tools(_fields.value(row, self.tools), self.tools) if self.tools else None
         begun, chosen, rejected = _parted(begun, answers)
         return Pair(begun, chosen, rejected, tools)
 

@@ -124,14 +124,9 @@ class Task(ABC):
     def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:  # noqa: B027
         """Set what the training set tells of the parameters that are new (`fresh`, by name), better than chance."""
 
-    @property
-    def refers(self) -> bool:
-        """Whether the loss needs what the starting model says of each example: then `reference` is asked for it, once,
-        and the answer is among the features, as `reference`."""
-        return False
-
     def reference(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
-        """Return what the loss needs of the starting model, first dimension B. Called where `refers` is true only."""
+        """Return what the loss needs of the starting model, first dimension B: it is asked once, before the first
+        update, and the answers are among the features, as `reference`. Only where `TaskConfig.refers` is true."""
         raise NotImplementedError
 
     def tuned(self, found: Arrays, encoded: Encoded) -> Task:
@@ -264,6 +259,11 @@ class TaskConfig(Section):
     """Keys that every task has."""
 
     name: str
+
+    @property
+    def refers(self) -> bool:
+        """Whether the loss needs what the starting model says of each example (see `Task.reference`)."""
+        return False
 
     @property
     def text_columns(self) -> tuple[str, ...]:

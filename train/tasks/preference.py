@@ -75,9 +75,14 @@ class Config(TaskConfig):
         return self
 
     @property
+    def refers(self) -> bool:
+        """Whether an answer's likelihood is compared with that under the starting model."""
+        return self.loss in ("dpo", "ipo")
+
+    @property
     def text_columns(self) -> tuple[str, ...]:
         """Prompt and answers."""
-        return tuple(name for name in (self.prompt, self.chosen, self.rejected) if name)
+        return (self.prompt or "prompt", self.chosen, self.rejected)
 
 
 @dataclass(frozen=True)
@@ -118,11 +123,6 @@ class Preference(Task):
     def beta(self) -> float:
         """The chosen beta, or the usual one."""
         return float(self.config.beta or BETA)
-
-    @property
-    def refers(self) -> bool:
-        """Whether an answer's likelihood is compared with that under the starting model."""
-        return self.config.loss in ("dpo", "ipo")
 
     @property
     def columns(self) -> tuple[str, ...]:

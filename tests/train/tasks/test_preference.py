@@ -282,6 +282,21 @@ def test_a_reward_model_ranks_the_same_when_it_is_loaded_elsewhere(
     assert "The score of an answer is the only logit" in card
 
 
+def test_from_scratch_with_a_tokenizer_of_prompts_and_answers(config_of: MakeConfig) -> None:
+    config = config_of({"loss": "orpo", "beta": 0.5}, updates=30, optim__lr=3e-3)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config["model"] = {"config": {"model_type": "llama", **sizes}, "tokenizer": {"train": {"kind": "wordpiece"}}}
+    rows = [{**row, "prompt": f"question {row['prompt']}"} for row in counting(150, len("train"))]
+    Path(config["data"]["train"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert carry_out(config) == 0
+    output = Path(config["output"])
+    losses = list(figures(output, "train/loss").values())
+    assert losses[-1] < losses[0]
+    assert not (Path(config["data"]["cache"]) / "references").exists(), "ORPO has no starting model to compare with"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(output / "model")
+    assert {"question", "w20"} <= set(tokenizer.get_vocab()), "what stands in prompts only"
+
+
 def test_the_boundary_is_the_prompts_own_end() -> None:
     """A merge over it ("the") is not what a model that was given the prompt can write."""
     tokenizer = byte_tokenizer(adds_bos=True)
