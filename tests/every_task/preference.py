@@ -55,11 +55,13 @@ def expected(record: dict[str, Any]) -> Any:
 
 
 SAMPLE = Sample(
+    inputs=("prompt",),
+    asks_the_same=False,
     rows=rows,
     metrics=["preference", "answer_likelihood"],
     reload=reload,
     expected=expected,
-    task={"beta": BETA, "sft_weight": 0.1, "label_smoothing": 0.1},
+    task={"beta": BETA, "sft_weight": 0.1, "label_smoothing": 0.1, "generation": {"max_new_tokens": 5}},
     model="gpt2",
     data={"max_length": LENGTH},
 )

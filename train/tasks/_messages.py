@@ -65,14 +65,19 @@ class Columns(NamedTuple):
         return Conversation([*prompt, *completion], described, first=len(prompt))
 
     def question(self, row: Mapping[str, Any]) -> Conversation:
-        """Return what a row asks the assistant: without its own turn, if it ends with one; raise `Unusable`."""
-        described = tools(row[self.tools], self.tools) if self.tools else None
-        given = messages(row[self.messages or self.prompt], self.messages or self.prompt)
-        while given and given[-1]["role"] == "assistant":
-            given.pop()
-        if not given:
-            raise Unusable(f"{self.messages or self.prompt!r} holds nothing that the assistant could answer")
-        return Conversation(given, described)
+        """Return what a row asks the assistant; raise `Unusable`."""
+        name = self.messages or self.prompt
+        return unanswered(row[name], name, tools(row[self.tools], self.tools) if self.tools else None)
+
+
+def unanswered(value: Any, name: str, tools: list[dict[str, Any]] | None) -> Conversation:
+    """Return a conversation without the turn of the assistant's that it ends with, if it does; raise `Unusable`."""
+    given = messages(value, name)
+    while given and given[-1]["role"] == "assistant":
+        given.pop()
+    if not given:
+        raise Unusable(f"{name!r} holds nothing that the assistant could answer")
+    return Conversation(given, tools)
 
 
 def messages(value: Any, name: str, role: str = "user") -> list[Message]:

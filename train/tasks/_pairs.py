@@ -151,11 +151,11 @@ def _tokens(pairs: Sequence[Pair], tokenizer: Any, frame: Frame) -> Iterator[lis
     that prompt + answer has behind them; where a token would reach over the boundary, those that the answer has alone.
     So this is what a model can have read and written, token by token. Each answer ends with the frame's end.
     """
-    prompts = _ids(tokenizer, [pair.prompt for pair in pairs])
+    prompts = ids_of(tokenizer, [pair.prompt for pair in pairs])
     answers = []
     for texts in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs]):
-        whole = _ids(tokenizer, [pair.prompt + text for pair, text in zip(pairs, texts, strict=True)])
-        alone = _ids(tokenizer, texts)
+        whole = ids_of(tokenizer, [pair.prompt + text for pair, text in zip(pairs, texts, strict=True)])
+        alone = ids_of(tokenizer, texts)
         answers.append(
             [
                 _ended(ids[len(prompt) :] if ids[: len(prompt)] == prompt else other, frame.end)
@@ -191,7 +191,7 @@ def _ended(ids: list[int], end: tuple[int, ...]) -> list[int]:
     return ids if end and tuple(ids[-len(end) :]) == end else [*ids, *end]
 
 
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """Return the tokens of texts, without any that the tokenizer adds."""
     if not texts:
         return []

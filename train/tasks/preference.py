@@ -14,8 +14,11 @@ from data.encode import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
 from train.tasks import _chat, _fields, _preference, _proof
+from train.tasks._answering import Prompts, Scores
+from train.tasks._generation import Generation
 from train.tasks._messages import Unusable
 from train.tasks._pairs import Columns, Frame, cut, sequences
+from train.tasks._writing import Writer
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ class Config(TaskConfig):
         0.0, ge=0.0, description="dpo, ipo: weight of the chosen answer's mean loss per token, added to the loss."
     )
 
+    generation: Generation = Field(Generation(), description="How `train.predict` answers a prompt.")
+
     @model_validator(mode="after")
     def _everything_has_an_effect(self) -> Config:
         for key, losses in FOR.items():
@@ -100,6 +105,7 @@ class Preference(Task):
     kind: Literal["preferences", "rewards"]
     tokenizer: Any = field(repr=False, compare=False)
     hint: str = ""
+    free = ("generation",)
 
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> Preference:
@@ -264,6 +270,16 @@ class Preference(Task):
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
         """rewards and, of a language model, logps of chosen and rejected answers: (n, 2), as lists."""
         return {name: found[name].tolist() for name in ("rewards", "logps") if name in found}
+
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Writer | Scores:
+        """Return what answers prompts; or, of a reward model, scores answers, which stand in the column `chosen`."""
+        there, where = _fields.names(rows[0]), self.where
+        if self.kind == "rewards":
+            return Scores(where, self.frame, self.template, tokenizer)
+        name = where.prompt or ("prompt" if "prompt" in there else where.chosen)
+        tools = where.tools if where.tools in there else None
+        prompts = Prompts(name, tools, self.frame, self.template, tokenizer)
+        return Writer.of(prompts, self.config.generation, model, tokenizer)
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """The rewards of both answers, the margin, and their log-probabilities."""

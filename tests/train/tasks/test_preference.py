@@ -24,7 +24,7 @@ from tests.distributed import launch
 from tests.every_task.preference import rows as counting
 from tests.train.tasks.chat_templates import byte_tokenizer
 from tests.worker import carry_out
-from train import ingredients, reference
+from train import ingredients, predict, reference
 from train.config import validate
 from train.tasks.preference import Config, Preference
 
@@ -254,7 +254,7 @@ def test_dpo_learns_to_prefer_and_the_best_is_kept(config_of: MakeConfig) -> Non
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_a_reward_model_ranks_the_same_when_it_is_loaded_elsewhere(
-    family: str, config_of: MakeConfig, tiny_model: str, tiny_decoder: str
+    family: str, config_of: MakeConfig, tiny_model: str, tiny_decoder: str, tmp_path: Path
 ) -> None:
     """Both kinds: scored at the last token, or at the first."""
     path = {"gpt2": tiny_decoder, "bert": tiny_model}[family]
@@ -278,6 +278,21 @@ def test_a_reward_model_ranks_the_same_when_it_is_loaded_elsewhere(
                 score = model(torch.tensor([ids])).logits.item()
             assert line[f"{side}_reward"] == pytest.approx(score, abs=1e-4)
         assert "chosen_logp" not in line
+    for side in ("chosen", "rejected"):  # and by `train.predict`, one answer a row, which stands in "chosen"
+        single = [{"prompt": row["prompt"], "chosen": row[side]} for row in counting(31, len("validation"))]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in single))
+        answers = tmp_path / f"{side}.jsonl"
+        options = [
+            "--input",
+            str(tmp_path / "rows.jsonl"),
+            "--output",
+            str(answers),
+            "--cache",
+            str(tmp_path / "cache"),
+        ]
+        assert predict.main([config["output"], *options, "--precision", "fp32"]) == 0
+        scores = [json.loads(line)["prediction"] for line in answers.read_text().splitlines()]
+        assert scores == pytest.approx([line[f"{side}_reward"] for line in records(Path(config["output"]))], abs=1e-4)
     card = (output / "model" / "README.md").read_text()
     assert "The score of an answer is the only logit" in card
 
