@@ -43,10 +43,14 @@ LAYERS: dict[str, float] = {
     "train.files": 0,
     "train.schemes": 0,
     "train.weights": 0,
-    "train.exported": 0.5,
     "train.limits": 0,
     "train.scratch": 0,
     "train.heads": 0,
+    "train.notes": 0.25,
+    "train.adapter_config": 0.25,
+    "train.adapter": 0.5,
+    "train.adapter_files": 0.75,
+    "train.quantization": 0.75,
     "train.model_config": 0.25,
     "train.tokenizer": 0.5,
     "train.answers": 0,
@@ -75,7 +79,7 @@ LAYERS: dict[str, float] = {
     "train.predict": 7,
 }
 PACKAGES = ("train.tasks", "train.metrics", "data.samples")  # their files may import each other
-HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "wandb", "pyarrow", "sklearn", "scipy"}
+HEAVY = {"torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "wandb", "pyarrow", "sklearn", "scipy"}
 NOT_FOR_DATA = {"train", "accelerate", "transformers"}
 
 

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_model
 
 from data.errors import UserError
 from train import manifest, weights
+from train.adapter_files import frozen
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -227,6 +229,27 @@ class Checkpoints:
         for folder in folders[self.keep :]:
             if folder != self.path(self.state.best_update):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def only_what_learns(accelerator: Accelerator) -> None:
+    """Keep parameters that do not learn out of all checkpoints, and do not look for them there: they are the base's."""
+
+    def save(models: list[Any], states: list[dict[str, Any]], folder: str) -> None:
+        for model, state in zip(models, states, strict=False):
+            for name in frozen(model, state):
+                del state[name]
+
+    def load(models: list[Any], folder: str) -> None:
+        for number, model in enumerate(models):
+            file = Path(folder) / f"model{f'_{number}' if number else ''}.safetensors"
+            missing, unexpected = load_model(model, file, strict=False)
+            lost = {*unexpected, *missing} - frozen(model, model.state_dict())
+            if lost:
+                raise ValueError(f"{sorted(lost)[0]} is in one and not in the other")
+        models.clear()  # accelerate has none left to load
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
 
 
 def _make(folder: Path) -> None:

@@ -22,6 +22,7 @@ from data.errors import UserError
 from data.section import Section, operational
 from data.source import DataConfig
 from train import metrics, overrides, plugins, tasks
+from train.adapter_config import AdapterConfig, between_adapter
 from train.durations import Interval
 from train.model_config import ModelConfig, between
 from train.optim import OptimConfig
@@ -82,6 +83,7 @@ class RunConfig(Section):
     task: SerializeAsAny[TaskConfig]
     data: DataConfig
     model: ModelConfig
+    adapter: AdapterConfig | None = None
     optim: OptimConfig = OptimConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -198,7 +200,7 @@ def _between(content: Mapping[str, Any]) -> list[str]:
         problems.append("epochs, updates: give one of them: how long to train")
     if given("micro_batch_size") and given("micro_batch_tokens"):
         problems.append("micro_batch_size, micro_batch_tokens: give one of them")
-    problems += between(given("model"))
+    problems += [*between(given("model")), *between_adapter(content)]
     best, sources = given("checkpoint", "best"), given("data", "train")
     if given("checkpoint", "patience") and not best:
         problems.append("checkpoint.patience needs checkpoint.best: the figure that should get better")

@@ -11,12 +11,13 @@ import torch
 from data.encode import Encoded, encode_sources
 from data.errors import UserError
 from data.source import Rows, open_rows
-from train import hardware, metrics, plugins, tasks
+from train import adapter, hardware, metrics, plugins, tasks
 from train.config import RunConfig
 from train.limits import longest_input
 from train.model import load_model
+from train.quantization import quantize
 from train.tasks.base import Task, check_columns
-from train.tokenizer import load_tokenizer
+from train.tokenizer import ids, load_tokenizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,10 +73,13 @@ def read(config: RunConfig) -> Ingredients:
         labels = tuple(task.model_config.get("id2label", {}).values())
         metrics.rehearse(choice, task.kind, labels, getattr(task, "scheme", None))
     dtype = torch.float64 if precision == "fp64" else torch.float32
+    model: Any
     model, new = load_model(
         config.model, task.model_class, task.model_config, tokenizer,
         known=known, dtype=dtype, seed=config.seed, token=token,
     )  # fmt: skip
+    if config.adapter:
+        quantize(model, config.adapter, new, accelerator.device, precision)
     model.to(accelerator.device)
     with accelerator.autocast():  # what is proved of a kernel is true of this device and precision only
         task.check_model(model)
@@ -93,4 +97,6 @@ def read(config: RunConfig) -> Ingredients:
     task = task.informed(splits["train"])
     fresh = new if config.model.path else [name for name, _ in model.named_parameters()]
     task.initialize(model, fresh, splits["train"])
+    if config.adapter:
+        model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
     return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length)

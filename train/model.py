@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,13 @@ import numpy as np
 from data import package
 from data.errors import UserError, nearest
 from data.order import derive
-from train import exported
+from train.adapter import ROWS
+from train.adapter_files import whole
 from train.heads import check_labels, refuse_headless, replaced_head
 from train.model_config import ModelConfig
 from train.scratch import KIND, blank_config
 from train.tokenizer import ids, special_ids
-from train.weights import digest
+from train.weights import ADAPTER, WHOLE, digest
 
 if TYPE_CHECKING:
     import torch
@@ -62,9 +63,29 @@ def load_model(
         model = _from_scratch(settings.config, builder, from_task, tokenizer)
         _settle(model, tokenizer)
         return model.to(dtype=dtype), []  # type: ignore[call-arg]
-    path = package.resolve(settings.path)
     if settings.sha256:
-        _check_hash(Path(path), settings.sha256)
+        _check_hash(Path(package.resolve(settings.path)), settings.sha256)
+    with whole(settings.path, settings.revision, dtype, token) as place:
+        model, new = _pretrained(settings, place, model_class, from_task, tokenizer, dtype=dtype, token=token)
+    _settle(model, tokenizer)
+    return model, [*new, *_fit_embedding(model, ids(tokenizer), known)]
+
+
+def _pretrained(
+    settings: ModelConfig,
+    path: str,
+    model_class: Any,
+    from_task: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype,
+    token: str | None,
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model that lies at `path`, with the config that settings and task ask for, and what is new in it."""
+    import transformers
+
+    assert settings.path is not None
+    builder = getattr(transformers, model_class) if isinstance(model_class, str) else model_class
     source = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code, "token": token}
     try:
         config = transformers.AutoConfig.from_pretrained(path, **source)
@@ -72,7 +93,7 @@ def load_model(
         for key, value in {**settings.config, **from_task, "pad_token_id": tokenizer.pad_token_id}.items():
             owner = config if hasattr(config, key) else config.get_text_config()  # of a model made of several parts
             if key in settings.config and not hasattr(owner, key):
-                raise UserError(f"model.config: {path} has no such key {key!r}{nearest(key, owner.to_dict())}")
+                raise UserError(f"model.config: {settings.path} has no such key {key!r}{nearest(key, owner.to_dict())}")
             setattr(owner, key, value)
         model, report = builder.from_pretrained(
             path, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True,
@@ -84,8 +105,7 @@ def load_model(
     except Exception as error:  # a damaged file, a size that does not fit, a config that cannot be: many kinds
         refuse_headless(f"model.path: {settings.path}", error)
         raise _unreachable(settings.path, error) from error
-    _settle(model, tokenizer)
-    return model, [*sorted({*report["missing_keys"], *replaced}), *_fit_embedding(model, ids(tokenizer), known)]
+    return model, sorted({*report["missing_keys"], *replaced})
 
 
 def _from_scratch(
@@ -160,7 +180,7 @@ def _fit_embedding(model: PreTrainedModel, needed: int, known: int) -> list[str]
         values = tensor.detach().numpy()  # the same memory
         mean = np.add.reduce(values[:first], axis=0, dtype=np.float64) / first  # row by row: one order on any machine
         values[first:needed] = mean
-    return [f"{needed - first} rows of the embedding"]
+    return [f"{needed - first}{ROWS}"]
 
 
 def _part_biases(model: PreTrainedModel) -> None:
@@ -204,11 +224,10 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     card: str,
-    about: Mapping[str, Any],
     state: Any,
+    beside: Callable[[Path], None],
 ) -> None:
-    """Write model, tokenizer, card and what is known of it to `folder`: whole, or not at all; one that is there is
-    replaced.
+    """Write model, tokenizer, card, and what `beside` adds, to `folder`: whole, or not at all; one there is replaced.
 
     The tokenizer is written without the truncation and padding of its last call: that depends on whether this process
     encoded the rows or found them in the cache, and whoever loads it would get the side that was cut.
@@ -221,13 +240,13 @@ def export(
         tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(writing)
     (writing / "README.md").write_text(card, encoding="utf-8")
-    exported.write(writing, about)
+    beside(writing)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(writing, folder)
 
 
 def _check_hash(folder: Path, expected: str) -> None:
-    weights = folder / "model.safetensors"
+    weights = folder / (ADAPTER if (folder / ADAPTER).is_file() else WHOLE)
     if not weights.is_file():
         raise UserError(
             f"model.sha256 is given, but {weights} is no local file; leave the key out for models of the Hub"

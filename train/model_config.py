@@ -27,7 +27,9 @@ class TrainedTokenizer(Section):
 class ModelConfig(Section):
     """Which model learns: one that has learned already (path), or one from scratch (config.model_type)."""
 
-    path: str | None = Field(None, description="Hub name, folder, or package:NAME/path; none for one from scratch.")
+    path: str | None = Field(
+        None, description="Hub name, folder (of an adapter, too), or package:NAME/path; none for one from scratch."
+    )
     revision: str | None = Field(None, description="Revision on the Hub.")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Of model.safetensors; checked if given.")
     tokenizer: str | TrainedTokenizer | None = Field(

@@ -21,7 +21,7 @@ from data.encode import Encoded, encode_sources
 from data.errors import UserError, nearest
 from data.plan import Bounds, plan_evaluation
 from data.source import Rows, Source, open_rows
-from train import exported, files, hardware, overrides, plugins, problems, signals, tasks, weights
+from train import files, hardware, notes, overrides, plugins, problems, signals, tasks, weights
 from train.evaluation import predictions, stacked
 from train.journal import clock
 from train.model import load_model
@@ -65,7 +65,7 @@ def predict(request: Request) -> bool:
     before anything is written for a model, rows or options that cannot be used.
     """
     accelerator, precision = hardware.build_accelerator(request.precision)
-    about = exported.read(request.model)
+    about = _about(request.model)
     tokenizer, model, task = _load(request, about, "fp64" if precision == "fp64" else "fp32")
     try:
         rows = [_renamed(part, request.columns) for part in _open(request)]
@@ -103,6 +103,17 @@ def predict(request: Request) -> bool:
     if complete:
         _agree(accelerator, lambda: _join(folder, len(cuts) - 1, request.output, encoded.skipped))
     return complete
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """Return what the run has noted beside its model; raise `UserError` for a folder that no run has exported."""
+    about = notes.read(folder)
+    if "task" not in about:
+        raise UserError(
+            f"{folder}: there is no {notes.FILE} that names a task, so it is no model that this program has exported. "
+            "Name the output folder of a run that is done, or the folder model in it"
+        )
+    return about
 
 
 def _load(request: Request, about: dict[str, Any], precision: str) -> tuple[Any, Any, Task]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from data import package
+from train.adapter import ROWS
 from train.checkpoint import State
 from train.config import RunConfig
 from train.tasks.base import Task
@@ -39,13 +41,23 @@ def results(
     }
 
 
-def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates: int, own_code: bool) -> str:
+def card(
+    config: RunConfig,
+    figures: Mapping[str, float],
+    task: Task,
+    *,
+    updates: int,
+    own_code: bool,
+    new: Sequence[str] = (),
+) -> str:
     """Return the README.md of the exported model: what it is, how it scores, how to use it, how it was made.
 
-    `own_code`: transformers needs the code that lies beside the weights.
+    `own_code`: transformers needs the code that lies beside the weights. `new`: what was not in the starting model.
     """
+    alone = config.adapter is not None and not config.adapter.merge
+    usage = "\n".join(_on_base(config, task, new)) if alone else _usage(task, own_code)
     head = {
-        "library_name": "transformers",
+        "library_name": "peft" if alone else "transformers",
         **({"pipeline_tag": task.pipeline} if task.pipeline else {}),
         **({"base_model": config.model.path} if _is_hub_name(config.model.path) else {}),
         "tags": ["lockstep"],
@@ -56,14 +68,16 @@ def card(config: RunConfig, figures: Mapping[str, float], task: Task, *, updates
 
 # {config.task.name.replace("_", " ")}{" from" * bool(config.model.path)} {config.model.origin}
 
-{"Fine-tuned" if config.model.path else "Trained"} with Lockstep: {updates:,} updates of {config.batch_size} examples.
+{"Fine-tuned" if config.model.path else "Trained"} with Lockstep: {updates:,} updates of {config.batch_size} examples{
+        f", {config.adapter}" * bool(config.adapter)
+    }.
 
 | figure | value |
 |---|---|
 {rows or "| none | |"}
 
 ```python
-{_usage(task, own_code)}
+{usage}
 ```
 {OWN_CODE * own_code}{f"{chr(10)}{task.hint}{chr(10)}" if task.hint else ""}
 The config of the run:
@@ -86,3 +100,35 @@ def _usage(task: Task, own_code: bool) -> str:
     loads = (f"{name} = {kind}.from_pretrained({given})" for name, kind in
              (("model", task.model_class), ("tokenizer", "AutoTokenizer")))  # fmt: skip
     return "\n".join((f"from transformers import {names}", "", *loads))
+
+
+def _on_base(config: RunConfig, task: Task, new: Sequence[str]) -> Iterator[str]:
+    """Yield the lines that put an adapter on its base, and use it."""
+    path, revision = str(config.model.path), config.model.revision
+    writes = task.model_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    names = ["AutoConfig", task.model_class, "AutoTokenizer", *["GenerationConfig"] * writes]
+    if path.startswith(package.SCHEME):
+        yield "from importlib.resources import files"
+        yield ""
+    yield "from peft import PeftModel"
+    yield f"from transformers import {', '.join([*names, *['pipeline'] * bool(task.pipeline)])}"
+    yield ""
+    yield 'folder = "path/to/this/folder"'
+    if path.startswith(package.SCHEME):
+        name, _, inside = path.removeprefix(package.SCHEME).partition("/")
+        yield f'start = files("{name}") / "{inside}"'
+    else:
+        yield f'start = "{path}"'
+    yield "config, tokenizer = (kind.from_pretrained(folder) for kind in (AutoConfig, AutoTokenizer))"
+    code = f', revision="{revision}"' * bool(revision) + ", trust_remote_code=True" * config.model.trust_remote_code
+    code += ", ignore_mismatched_sizes=True" * bool(new)  # a head for other labels may be in its place
+    yield f"base = {task.model_class}.from_pretrained(start, config=config{code})"
+    if any(name.endswith(ROWS) for name in new):
+        yield "if len(tokenizer) > base.get_input_embeddings().num_embeddings:"
+        yield "    base.resize_token_embeddings(len(tokenizer))"
+    yield "model = PeftModel.from_pretrained(base, folder).merge_and_unload()"
+    if writes:
+        yield "model.generation_config = GenerationConfig.from_pretrained(folder)"
+    if task.pipeline:
+        yield ""
+        yield f'predict = pipeline("{task.pipeline}", model=model, tokenizer=tokenizer)'

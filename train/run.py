@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,9 @@ from data.batches import Batches
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from train import files, hardware, metrics, output, report, signals
-from train.checkpoint import Checkpoints
+from train import adapter, files, hardware, metrics, notes, output, report, signals
+from train.adapter_files import finished
+from train.checkpoint import Checkpoints, only_what_learns
 from train.config import RunConfig
 from train.durations import in_updates, total_updates
 from train.evaluation import Evaluator
@@ -149,7 +151,8 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
     unfreeze = max(1, in_updates(settings.unfreeze, per_epoch, updates)) if settings.unfreeze is not None else 0
     found: dict[str, int] = {}
     if settings.by_layer:
-        found = depths(ingredients.model, _first_loss(ingredients, batches), ingredients.new_parameters)
+        new = adapter.renamed(ingredients.model, ingredients.new_parameters)
+        found = depths(ingredients.model, _first_loss(ingredients, batches), new)
     built = build_optimizer(ingredients.model, settings, found)
     scale = scales(settings, built, unfreeze, updates)
     if accelerator.num_processes > 1 and accelerator.ddp_handler is not None:
@@ -204,6 +207,8 @@ def _checkpoints(config: RunConfig, accelerator: Accelerator) -> Checkpoints:
     best = settings.best and f"validation/{settings.best.removeprefix('validation/')}"
     higher = settings.best_is == "highest" or (settings.best_is == "auto" and metrics.higher_is_better(best or ""))
     folder = Path(config.output) / "checkpoints"
+    if config.adapter:
+        only_what_learns(accelerator)
     return Checkpoints(
         folder, accelerator, keep=settings.keep, best=best, higher_is_better=higher, patience=settings.patience
     )
@@ -212,12 +217,14 @@ def _checkpoints(config: RunConfig, accelerator: Accelerator) -> Checkpoints:
 def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int, journal: Journal) -> None:
     """Say what will happen, before it does."""
     accelerator, splits = ingredients.accelerator, ingredients.splits
-    parameters = sum(parameter.numel() for parameter in ingredients.model.parameters())
+    parameters = f"{sum(parameter.numel() for parameter in ingredients.model.parameters()):,} parameters"
+    if config.adapter:
+        parameters = adapter.describe(ingredients.model, config.adapter)
     new = f"; new: {', '.join(ingredients.new_parameters)}" if ingredients.new_parameters else ""
     processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
     examples = ", ".join(f"{role} {len(encoded.dataset):,}" for role, encoded in splits.items())
     journal.say(f"task    {ingredients.task}")
-    journal.say(f"model   {config.model.origin}, {parameters:,} parameters{new}")
+    journal.say(f"model   {config.model.origin}, {parameters}{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
     journal.say(
         f"data    {examples} examples; {splits['train'].longest:,} of train reach {ingredients.max_length} tokens"
@@ -260,7 +267,9 @@ def _finish(
     if not accelerator.is_main_process:
         return True
     own_code = ingredients.model._auto_class is not None
-    card = report.card(config, figures, ingredients.task, updates=exported, own_code=own_code)
+    card = report.card(
+        config, figures, ingredients.task, updates=exported, own_code=own_code, new=ingredients.new_parameters
+    )
     result = report.results(
         figures,
         state,
@@ -273,9 +282,12 @@ def _finish(
         for role, evaluator in evaluators.items():
             files.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
         net = accelerator.unwrap_model(learner.model)
+        if config.adapter:
+            net, weights = finished(net, weights, config.adapter, state.started_from)
         learned = first.task if (first := evaluators.get("validation")) else ingredients.task
         about = {"task": config.task.name, "found": learned.saved(), "max_length": ingredients.max_length}
-        export(net, ingredients.tokenizer, folder / output.MODEL, card, about, weights)
+        beside = partial(notes.note, **about)
+        export(net, ingredients.tokenizer, folder / output.MODEL, card, weights, beside)
         files.write_json(folder / output.RESULT, result)
         if not checkpoints.failed:
             files.write(folder / output.DONE, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from functools import cache
 from pathlib import Path
@@ -19,13 +20,17 @@ log = logging.getLogger("train")
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Beside the parts of weights that are split."""
+ADAPTER = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft writes."""
 
 
 def fingerprint(path: str | None, revision: str | None = None) -> str | None:
     """Return the sha256 of the weights at a model's path, or None if there are none on this machine.
 
     Of model.safetensors or, where they are split, of the list of the parts' hashes: what
-    `sha256sum model-*-of-*.safetensors | sha256sum` prints. Of a model of the Hub, those in the cache are read.
+    `sha256sum model-*-of-*.safetensors | sha256sum` prints. Of an adapter, that of its weights' hash and its base's. Of
+    a model of the Hub, those in the cache are read.
     """
     try:
         folder = _folder(path, revision) if path else None
@@ -33,11 +38,21 @@ def fingerprint(path: str | None, revision: str | None = None) -> str | None:
             return None
         if (folder / WHOLE).is_file():
             return digest(folder / WHOLE)
+        if (folder / ADAPTER).is_file():
+            about = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            base = fingerprint(about.get("base_model_name_or_path"), about.get("revision"))
+            return base and hashlib.sha256(f"{digest(folder / ADAPTER)} on {base}".encode()).hexdigest()
         parts = sorted(folder.glob("model-*-of-*.safetensors"))
         listed = "".join(f"{digest(part)}  {part.name}\n" for part in parts)
         return hashlib.sha256(listed.encode()).hexdigest() if parts else None
-    except (OSError, UserError):  # told by those who load them
+    except (OSError, ValueError):  # told by those who load them
         return None
+
+
+def is_adapter(path: str, revision: str | None = None) -> bool:
+    """Whether an adapter lies at a model's path, on this machine."""
+    folder = _folder(path, revision)
+    return folder is not None and (folder / ADAPTER_CONFIG).is_file()
 
 
 def digest(file: Path) -> str:
@@ -98,7 +113,7 @@ def _folder(path: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = [try_to_load_from_cache(path, name, revision=revision) for name in (WHOLE, INDEX)]
+        found = [try_to_load_from_cache(path, name, revision=revision) for name in (WHOLE, INDEX, ADAPTER)]
     except HFValidationError:  # no name of the Hub: a folder that is gone
         return None
     return next((Path(file).parent for file in found if isinstance(file, str)), None)
