@@ -30,6 +30,10 @@ NO_DROPOUT = {
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
 }
 
+LORA = {"adapter": {"rank": 4, "alpha": 32}, "optim__lr": 1e-2}
+VARIANTS: dict[str, dict[str, Any]] = {"whole": {}, "lora": LORA}
+"""What every task is shown with: the whole model learns, or an adapter."""
+
 Build = Callable[..., dict[str, Any]]
 
 
@@ -75,12 +79,12 @@ def build(
 
 
 @pytest.fixture(scope="module")
-def whole(build: Build) -> Callable[[str], Path]:
+def whole(build: Build) -> Callable[..., Path]:
     """Return a function that gives the output of a task's run in one process and one cut, made once."""
 
     @cache
-    def output(name: str) -> Path:
-        config = build(name, "whole", micro_batch_size=32)
+    def output(name: str, variant: str = "whole") -> Path:
+        config = build(name, variant, micro_batch_size=32, **VARIANTS[variant])
         assert carry_out(config) == 0
         return Path(config["output"])
 
@@ -99,6 +103,13 @@ def shared(build: Build, tmp_path_factory: pytest.TempPathFactory) -> None:
                 jobs.append({"config": build(name, "stopped-2", **settings), "stop_after": 8})
                 jobs.append({"config": build(name, "stopped-2", **settings)})
         launch(jobs, world, tmp_path_factory.mktemp("jobs"))
+
+
+@pytest.fixture(scope="module")
+def adapted(build: Build, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every task's run with an adapter on 2 processes, which stops on the way and goes on."""
+    jobs = [{"config": build(name, "lora-2", **LORA), **stop} for name in TASKS for stop in ({"stop_after": 8}, {})]
+    launch(jobs, 2, tmp_path_factory.mktemp("adapted"))
 
 
 def same(output: Path, reference: Path) -> None:
@@ -139,17 +150,18 @@ def test_there_are_tasks() -> None:
     assert samples == set(TASKS), "every task has a sample in tests/every_task, and every sample a task"
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", TASKS)
-def test_the_cut_does_not_matter(name: str, build: Build, whole: Callable[[str], Path]) -> None:
-    config = build(name, "cut", micro_batch_size=5)
+def test_the_cut_does_not_matter(name: str, variant: str, build: Build, whole: Callable[..., Path]) -> None:
+    config = build(name, f"{variant}-cut", micro_batch_size=5, **VARIANTS[variant])
     assert carry_out(config) == 0
-    losses = list(figures(whole(name), "train/loss").values())
+    losses = list(figures(whole(name, variant), "train/loss").values())
     assert min(losses[-3:]) < losses[0], "nothing is learned, so nothing is shown"
-    same(Path(config["output"]), whole(name))
+    same(Path(config["output"]), whole(name, variant))
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_processes_do_not_matter(name: str, build: Build, whole: Callable[[str], Path], shared: None) -> None:
+def test_processes_do_not_matter(name: str, build: Build, whole: Callable[..., Path], shared: None) -> None:
     for world in (2, 3):
         output = Path(build(name, f"world-{world}")["output"])
         assert json.loads((output / "result.json").read_text())["world_size"] == world
@@ -175,16 +187,52 @@ def test_a_stop_in_the_middle_of_an_epoch_does_not_matter(name: str, build: Buil
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_exported_model_is_of_use_in_a_fresh_process(
-    name: str, build: Build, whole: Callable[[str], Path], tmp_path: Path
+def test_with_an_adapter_neither_processes_nor_a_stop_matter(
+    name: str, build: Build, whole: Callable[..., Path], adapted: None
 ) -> None:
-    output, sample = whole(name), every_task.load(name)
+    """Two processes that stopped on the way are as one that did not; on one, dropout on, fp32, to the last bit."""
+    same(Path(build(name, "lora-2")["output"]), whole(name, "lora"))
+    settings = {**LORA, "adapter": {**LORA["adapter"], "dropout": 0.1}, "precision": "fp32", "model__config": {}}
+    found = []
+    for run, stops in (("lora-steady", (None,)), ("lora-stopped", (8, None))):
+        config = build(name, run, **settings)
+        for stop in stops:
+            assert carry_out(config, stop_after=stop) == 0
+        weights = Path(config["output"]) / "model" / "adapter_model.safetensors"
+        found.append((hashlib.sha256(weights.read_bytes()).hexdigest(), records(Path(config["output"]))))
+    assert found[0] == found[1]
+
+
+MERGE = """
+import transformers
+from peft import PeftModel
+about = json.load(open(folder + "/adapter_config.json"))
+base = getattr(transformers, about["auto_mapping"]["base_model_class"]).from_pretrained(
+    about["base_model_name_or_path"], config=transformers.AutoConfig.from_pretrained(folder), dtype="float64"
+)
+model = PeftModel.from_pretrained(base, folder).merge_and_unload()
+if os.path.exists(folder + "/generation_config.json"):
+    model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+model.save_pretrained("merged")
+transformers.AutoTokenizer.from_pretrained(folder).save_pretrained("merged")
+folder = "merged"
+"""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", TASKS)
+def test_the_exported_model_is_of_use_in_a_fresh_process(
+    name: str, variant: str, build: Build, whole: Callable[..., Path], tmp_path: Path
+) -> None:
+    """An adapter is put on its base by peft and merged there; nothing of ours takes part."""
+    output, sample = whole(name, variant), every_task.load(name)
     given = json.dumps([str(output / "model"), sample.rows(31, len("validation"))])
     program = f"""
-import json, pathlib, sys
+import json, os, pathlib, sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests import every_task
 folder, rows = json.load(open(sys.argv[1]))
+{MERGE if variant == "lora" else ""}
 json.dump(every_task.load({name!r}).reload(pathlib.Path(folder), rows), open(sys.argv[2], "w"))
 """
     (tmp_path / "given.json").write_text(given)

@@ -134,7 +134,9 @@ def _whole(model: PreTrainedModel, modules: Mapping[str, nn.Module], wanted: Seq
 
     found: list[str] = []
     for end in wanted:
-        there = _named(end, {name: module for name, module in modules.items() if any(module.parameters())})
+        there = _named(
+            end, {name: module for name, module in modules.items() if name and any(True for _ in module.parameters())}
+        )
         if not there:
             raise UserError(f"adapter.also_train: the model has no module {end!r}{_nearest(end, modules)}")
         for name in there:
