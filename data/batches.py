@@ -27,6 +27,8 @@ class Part:
     tensors: dict[str, Tensor]
     examples: NDArray[np.int64]
     filler: bool
+    rows: NDArray[np.int64]
+    """Each example's place in the batch, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -91,4 +93,4 @@ class Batches:
 
 def _part(micro_batch: MicroBatch, ids: NDArray[np.int64], features: Features, collate: Collate) -> Part:
     rows = micro_batch.rows
-    return Part(collate(take(features, rows)), ids[rows], micro_batch.filler)
+    return Part(collate(take(features, rows)), ids[rows], micro_batch.filler, rows)

@@ -83,7 +83,8 @@ class Evaluator:
         ids = np.concatenate([share[0] for share in shares])
         order = np.argsort(ids)
         assert np.array_equal(ids[order], np.arange(len(self.encoded.dataset))), "an example is missing or repeated"
-        self.found = {name: stacked([share[1][name] for share in shares])[order] for name in shares[0][1]}
+        found = {name: stacked([share[1][name] for share in shares])[order] for name in shares[0][1]}
+        self.found = self.task.completed(found)
         counted = self.found.get("targets", self.encoded.column("targets"))
         targets = max(1, int(counted.sum()))  # none where the tokenizer leaves nothing of any word
         figures = {"loss": float(self.found["loss"].sum(dtype=np.float64)) / targets}

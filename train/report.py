@@ -57,7 +57,7 @@ def card(
     alone = config.adapter is not None and not config.adapter.merge
     usage = "\n".join(_on_base(config, task, new)) if alone else _usage(task, own_code)
     head = {
-        "library_name": "peft" if alone else "transformers",
+        "library_name": "peft" if alone else task.library,
         **({"pipeline_tag": task.pipeline} if task.pipeline else {}),
         **({"base_model": config.model.path} if _is_hub_name(config.model.path) else {}),
         "tags": ["lockstep"],
@@ -93,6 +93,8 @@ def _is_hub_name(path: str | None) -> bool:
 
 
 def _usage(task: Task, own_code: bool) -> str:
+    if task.usage:
+        return task.usage
     given = '"path/to/this/folder"' + ", trust_remote_code=True" * own_code
     if task.pipeline:
         return f'from transformers import pipeline\n\npredict = pipeline("{task.pipeline}", model={given})'

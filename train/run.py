@@ -20,6 +20,7 @@ from train import adapter, files, hardware, metrics, notes, output, report, sign
 from train.adapter_files import finished
 from train.checkpoint import Checkpoints, only_what_learns
 from train.config import RunConfig
+from train.coupling import coupled, unchanged
 from train.durations import in_updates, total_updates
 from train.evaluation import Evaluator
 from train.ingredients import Ingredients, cache_folder, read
@@ -174,6 +175,7 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         # fp16 finds its loss scale by overflowing a few times: that is no failure
         max_nonfinite=settings.max_nonfinite + (20 if accelerator.scaler is not None else 0),
         stopping=signals.stopping,
+        anticipate=partial(coupled, task, accelerator) if task.couples else unchanged,
     )
 
 
@@ -285,8 +287,11 @@ def _finish(
         if config.adapter:
             net, weights = finished(net, weights, config.adapter, state.started_from)
         learned = first.task if (first := evaluators.get("validation")) else ingredients.task
-        about = {"task": config.task.name, "found": learned.saved(), "max_length": ingredients.max_length}
-        beside = partial(notes.note, **about)
+
+        def beside(written: Path) -> None:
+            notes.note(written, task=config.task.name, found=learned.saved(), max_length=ingredients.max_length)
+            learned.accompany(ingredients.model, ingredients.max_length, written)
+
         export(net, ingredients.tokenizer, folder / output.MODEL, card, weights, beside)
         files.write_json(folder / output.RESULT, result)
         if not checkpoints.failed:

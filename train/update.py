@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.batches import Batch
 from data.errors import UserError
+from train.coupling import Anticipate, unchanged
 from train.hardware import seed_dropout
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Learner:
     max_grad_norm: float | None
     max_nonfinite: int
     stopping: Callable[[], bool] = lambda: False
+    anticipate: Anticipate = unchanged
+    """Gives the tensors of each micro-batch: as they are, or with what the whole batch tells of them."""
     _skipped: list[tuple[int, NDArray[np.int64], Tensor]] = field(default_factory=list)
     _in_a_row: int = 0
 
@@ -75,17 +78,20 @@ class Learner:
 
         The loss is the mean over all targets of the batch on all processes, so it does not matter how the batch was
         cut. Dropout depends on (seed, number, process) alone. A non-finite loss or gradient leaves model and optimizer
-        untouched on all processes. One process waits for the device nowhere; several meet in one small reduce.
+        untouched on all processes. One process waits for the device nowhere; several meet in one small reduce, and
+        where the losses of a batch's examples depend on each other in a sum of what they depend on (`coupling`).
         """
         seed_dropout(self.seed, number, self.accelerator.process_index)
+        inputs = self.anticipate(self.model, batch)
+        seed_dropout(self.seed, number, self.accelerator.process_index)  # what was anticipated drops the same units
         total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         stop = self.stopping()
         total[1] = stop
         world = self.accelerator.num_processes
-        for place, part in enumerate(batch.parts, 1):
+        for place, (part, tensors) in enumerate(zip(batch.parts, inputs, strict=True), 1):
             last = place == len(batch.parts)
             with nullcontext() if last else self.accelerator.no_sync(self.model):  # gradients cross the wire once
-                loss = self.loss(self.model, send_to_device(part.tensors, self.accelerator.device, non_blocking=True))
+                loss = self.loss(self.model, send_to_device(tensors, self.accelerator.device, non_blocking=True))
                 loss = loss * 0 if part.filler else loss
                 self.accelerator.backward(loss * (world / batch.targets))  # DDP and FSDP average over processes
             total[0] += loss.detach()

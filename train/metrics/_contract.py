@@ -10,11 +10,11 @@ from data.section import Section
 
 Kind = Literal[
     "single_label", "multi_label", "regression", "tags", "entities", "answers", "masked_tokens", "next_tokens", "texts",
-    "preferences", "rewards",
+    "preferences", "rewards", "pairs",
 ]  # fmt: skip
 """What a task predicts: a class, labels or a number for each example; a tag for each word, of no scheme or of one that
 spells entities; a text out of a text; the tokens that were hidden; each next token; a text of its own; the
-rewards of two answers and how likely these are; rewards alone."""
+rewards of two answers and how likely these are; rewards alone; which text belongs to which."""
 
 
 class Module(Protocol):

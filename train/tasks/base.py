@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, get_type_hints
 
 from numpy.typing import NDArray
@@ -61,6 +62,19 @@ class Task(ABC):
 
     free: tuple[str, ...] = ()
     """Keys of its config that `train.predict` may change: they decide how an answer is read, not what was learned."""
+
+    library: str = "transformers"
+    """The library that serves the exported model, as the Hub names it."""
+
+    @property
+    def usage(self) -> str:
+        """The lines of Python that use the exported model; none: those of its pipeline, or of its Auto class."""
+        return ""
+
+    @property
+    def couples(self) -> bool:
+        """Whether the loss of an example depends on others of its batch: `share` and `couple` then go before `loss`."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -152,12 +166,31 @@ class Task(ABC):
     def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
         """Return the SUM of the loss over all targets, shape ()."""
 
+    def share(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the losses of the batch's other examples depend on, first dimension B. (Where `couples`.)
+
+        Called without gradients, on the same micro-batches in the same order as `loss`, with the same dropout.
+        """
+        return {}
+
+    def couple(self, shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `loss` finds among the tensors of each example, first dimension all examples of the batch.
+
+        `shared` are those of `share` of the whole batch, over all processes and in its order. A micro-batch that is the
+        whole batch goes to `loss` without, which then has all that it needs.
+        """
+        return {}
+
     @abstractmethod
     def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return per-example tensors, first dimension B: "loss" (summed over its targets) and what `outputs` needs.
 
-        "targets", if given, are counted instead of the encoded column of that name.
+        "targets", if given, are counted instead of the encoded column of that name. "loss" may come with `completed`.
         """
+
+    def completed(self, found: Arrays) -> Arrays:
+        """Return the predictions of a whole set, by id, with what only all of them tell, such as a coupled loss."""
+        return found
 
     @abstractmethod
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
@@ -190,6 +223,9 @@ class Task(ABC):
         except (KeyError, TypeError, ValidationError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"the task was written by another version of this program: {reason}") from error
+
+    def accompany(self, model: nn.Module, max_length: int, folder: Path) -> None:  # noqa: B027
+        """Write to `folder` what the exported model's users need beside transformers' own files."""
 
     def balance(self, encoded: Encoded) -> dict[str, int]:
         """Return how often each kind of target is there, by name: for people who look at their data."""
