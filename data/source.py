@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from data import package, samples, text_files
-from data.errors import UserError
+from data.errors import UserError, nearest
 from data.section import Section, operational
 
 if TYPE_CHECKING:
@@ -128,6 +128,17 @@ def check_there(source: Source, role: str) -> tuple[Path, list[Path]]:
     if path.suffix.lower() in SUFFIXES and not files[0].exists():
         raise UserError(f"data.{role}: there is no file {str(path)!r} (looked from {Path.cwd()})")
     return path, files
+
+
+def check_columns(rows: Sequence[Rows], wanted: Sequence[str], where: str) -> None:
+    """Raise `UserError` for a file that lacks a column, naming the columns it has."""
+    for part in rows:
+        there = [name for name in part.dataset.column_names if not name.startswith("__")]
+        for name in wanted:
+            if name not in there:
+                raise UserError(
+                    f"{where}: {part.name} has no column {name!r}; it has {', '.join(there)}{nearest(name, there)}"
+                )
 
 
 def _sample(source: Source, role: str, cache: Path) -> Rows:

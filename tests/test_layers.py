@@ -73,6 +73,7 @@ LAYERS: dict[str, float] = {
     "train.output": 5.5,
     "train.report": 5.5,
     "train.stages": 5.75,
+    "train.finish": 5.75,
     "train.run": 6,
     "train.__main__": 7,
     "train.inspect": 7,

@@ -211,7 +211,10 @@ def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     for folder, said in (
         (tmp_path / "nothing", "there is no folder"),
         (tmp_path / "run", "the run has exported no model yet"),
-        (Path(tiny_model), "there is no lockstep.json that names a task, so it is no model that this program has exported"),
+        (
+            Path(tiny_model),
+            "there is no lockstep.json that names a task, so it is no model that this program has exported",
+        ),
     ):
         assert predict.main([str(folder), *arguments]) == 2
         assert said in capsys.readouterr().err

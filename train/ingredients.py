@@ -10,13 +10,13 @@ import torch
 
 from data.encode import Encoded, encode_sources
 from data.errors import UserError
-from data.source import Rows, open_rows
+from data.source import Rows, check_columns, open_rows
 from train import adapter, hardware, metrics, plugins, tasks
 from train.config import RunConfig
 from train.limits import longest_input
 from train.model import load_model
 from train.quantization import quantize
-from train.tasks.base import Task, check_columns
+from train.tasks.base import Task
 from train.tokenizer import ids, load_tokenizer
 
 if TYPE_CHECKING:

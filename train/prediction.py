@@ -20,13 +20,13 @@ from pydantic import ValidationError
 from data.encode import Encoded, encode_sources
 from data.errors import UserError, nearest
 from data.plan import Bounds, plan_evaluation
-from data.source import Rows, Source, open_rows
+from data.source import Rows, Source, check_columns, open_rows
 from train import files, hardware, notes, overrides, plugins, problems, signals, tasks, weights
 from train.evaluation import predictions, stacked
 from train.journal import clock
 from train.model import load_model
 from train.model_config import ModelConfig
-from train.tasks.base import Predictor, Task, check_columns
+from train.tasks.base import Predictor, Task
 from train.tokenizer import ids, load_tokenizer
 
 if TYPE_CHECKING:

@@ -16,18 +16,17 @@ from data.batches import Batches
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from train import adapter, files, hardware, metrics, notes, output, report, signals
-from train.adapter_files import finished
+from train import adapter, files, hardware, metrics, output, signals
 from train.checkpoint import Checkpoints, only_what_learns
 from train.config import RunConfig
 from train.coupling import coupled, unchanged
 from train.durations import in_updates, total_updates
 from train.evaluation import Evaluator
+from train.finish import finish
 from train.ingredients import Ingredients, cache_folder, read
-from train.journal import Journal, clock
+from train.journal import Journal
 from train.layers import depths, unused
 from train.loop import Every, fit
-from train.model import export
 from train.optim import build_optimizer, rate, scales
 from train.reference import referred
 from train.tracking import Tracker
@@ -91,7 +90,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
         complete = checkpoints.state.update >= updates or checkpoints.out_of_patience()
         journal.close()
         if complete:
-            written = _finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
+            written = finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
         else:
             journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
     finally:
@@ -242,65 +241,3 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, upd
     )
     if journal.first:
         journal.say(f"resume  after update {journal.first}")
-
-
-def _finish(
-    config: RunConfig,
-    ingredients: Ingredients,
-    learner: Learner,
-    evaluators: dict[str, Evaluator],
-    checkpoints: Checkpoints,
-    tracker: Tracker,
-    order: Order,
-) -> bool:
-    """Judge the model to be exported (the best, or the last), and write everything that others rely on.
-
-    Returns whether it could be written.
-    """
-    accelerator, state, folder = ingredients.accelerator, checkpoints.state, Path(config.output)
-    exported = state.update
-    if checkpoints.best and state.best_update not in (0, state.update) and checkpoints.has_best():
-        exported = state.best_update
-        checkpoints.load_weights(exported)
-    figures: dict[str, float] = {}
-    for evaluator in evaluators.values():
-        figures.update(evaluator.figures if evaluator.judged == exported else evaluator(exported))
-    weights = accelerator.get_state_dict(learner.model)
-    if not accelerator.is_main_process:
-        return True
-    own_code = ingredients.model._auto_class is not None
-    card = report.card(
-        config, figures, ingredients.task, updates=exported, own_code=own_code, new=ingredients.new_parameters
-    )
-    result = report.results(
-        figures,
-        state,
-        path=config.model.path,
-        examples=order.examples_until(state.update),
-        world=accelerator.num_processes,
-        precision=ingredients.precision,
-    )
-    try:
-        for role, evaluator in evaluators.items():
-            files.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
-        net = accelerator.unwrap_model(learner.model)
-        if config.adapter:
-            net, weights = finished(net, weights, config.adapter, state.started_from)
-        learned = first.task if (first := evaluators.get("validation")) else ingredients.task
-
-        def beside(written: Path) -> None:
-            notes.note(written, task=config.task.name, found=learned.saved(), max_length=ingredients.max_length)
-            learned.accompany(ingredients.model, ingredients.max_length, written)
-
-        export(net, ingredients.tokenizer, folder / output.MODEL, card, weights, beside)
-        files.write_json(folder / output.RESULT, result)
-        if not checkpoints.failed:
-            files.write(folder / output.DONE, "")
-    except Exception as error:  # disk full, no permission: several libraries, several kinds
-        log.error("the results could not be written (%s). Free space, and run the same command again", error)
-        return False
-    if figures:
-        print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    print(f"trained {state.update:,} updates in {clock(state.seconds)}; results in {folder}")
-    tracker.summary(figures)
-    return True

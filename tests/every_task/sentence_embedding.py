@@ -45,6 +45,7 @@ SAMPLE = Sample(
     rows=rows,
     metrics=[{"name": "recall_at", "k": [1, 5]}],
     reload=reload,
-    expected=lambda record: [record["similarity"], record["rank"]],
+    expected=lambda record: [record["prediction"], record["rank"]],
+    inputs=("anchor", "positive"),
     task={"symmetric": True},
 )

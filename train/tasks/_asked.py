@@ -30,6 +30,8 @@ class Asked:
     task: Task
     columns: tuple[str, ...]
     targets: Callable[[Mapping[str, Any]], dict[str, Any]]
+    answers: Callable[[Arrays], Iterator[dict[str, Any]]] | None = None
+    """What is said of each example, where that is not what the task's records say."""
 
     @property
     def identity(self) -> str:
@@ -56,6 +58,11 @@ class Asked:
         return self.task.predict(model, tensors)
 
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
-        """Yield the task's records, without what they say of targets."""
+        """Yield the answers; or the task's records, without what they say of targets."""
+        if self.answers:
+            yield from (
+                {**place, **answer} for place, answer in zip(encoded.places(), self.answers(found), strict=True)
+            )
+            return
         for record in self.task.records(found, encoded):
             yield {name: value for name, value in record.items() if name not in OF_TARGETS}

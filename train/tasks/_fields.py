@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.errors import UserError, nearest
-from data.source import Rows
+from data.source import Rows, check_columns
 
 
 def names(rows: Rows) -> list[str]:
@@ -47,3 +47,16 @@ def values(rows: Mapping[str, list[Any]], name: str) -> list[Any]:
     """Return the values of some rows."""
     owner, _, field = name.partition(".")
     return [whole[field] for whole in rows[owner]] if field else rows[owner]
+
+
+def text_column(rows: Sequence[Rows], chosen: str | None) -> str:
+    """Return the column of a task that reads nothing but texts: the chosen one, the usual one, or the only one."""
+    texts = [
+        name
+        for name, feature in rows[0].dataset.features.items()
+        if "string" in str(getattr(feature, "dtype", "")) and not name.startswith("__")
+    ]
+    only = texts[0] if len(texts) == 1 else "text"
+    usual = next((name for name in ("text", "document", "content", "sentence") if name in texts), only)
+    check_columns(rows, [chosen or usual], "task (choose the column with task.text)")
+    return chosen or usual

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.errors import UserError
-from data.source import Rows
+from data.source import Rows, check_columns
 from train.tasks import _labels
-from train.tasks.base import check_columns
 
 TEXTS = (
     ("anchor", "positive"),

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from data.encode import Encoded, Features
-from data.errors import UserError, nearest
+from data.errors import UserError
 from data.section import Section
 from data.source import Rows
 
@@ -256,34 +256,10 @@ def pieces(ids: Tensor, tokenizer: Any) -> list[str]:
     return texts
 
 
-def text_column(rows: Sequence[Rows], chosen: str | None) -> str:
-    """Return the column of a task that reads nothing but texts: the chosen one, the usual one, or the only one."""
-    texts = [
-        name
-        for name, feature in rows[0].dataset.features.items()
-        if "string" in str(getattr(feature, "dtype", "")) and not name.startswith("__")
-    ]
-    only = texts[0] if len(texts) == 1 else "text"
-    usual = next((name for name in ("text", "document", "content", "sentence") if name in texts), only)
-    check_columns(rows, [chosen or usual], "task (choose the column with task.text)")
-    return chosen or usual
-
-
 def require_fast(tokenizer: Any, task: str, why: str) -> None:
     """Raise `UserError` for a tokenizer written in Python: only fast ones tell where in the text a token stands."""
     if not tokenizer.is_fast:
         raise UserError(f"{task} needs a fast tokenizer, {why}; {type(tokenizer).__name__} is not")
-
-
-def check_columns(rows: Sequence[Rows], wanted: Sequence[str], where: str) -> None:
-    """Raise `UserError` for a file that lacks a column, naming the columns it has."""
-    for part in rows:
-        there = [name for name in part.dataset.column_names if not name.startswith("__")]
-        for name in wanted:
-            if name not in there:
-                raise UserError(
-                    f"{where}: {part.name} has no column {name!r}; it has {', '.join(there)}{nearest(name, there)}"
-                )
 
 
 def inputs(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

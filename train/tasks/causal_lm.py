@@ -16,11 +16,12 @@ from data.collate import pad
 from data.encode import Encoded, Features
 from data.source import Rows
 from train.tasks import _proof
+from train.tasks._fields import text_column
 from train.tasks._generation import Generation
 from train.tasks._losses import token_losses
 from train.tasks._pieces import by_row, positions, sums
 from train.tasks._writing import Writer
-from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces, text_column
+from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

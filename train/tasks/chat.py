@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from data import packing
 from data.collate import pad
 from data.encode import Encoded, Features
-from data.source import Rows
+from data.source import Rows, check_columns
 from train.tasks import _proof, _turns
 from train.tasks._chat import Template, choose, render
 from train.tasks._generation import Generation, ends, texts
@@ -22,7 +22,7 @@ from train.tasks._losses import token_losses
 from train.tasks._messages import Columns, Unusable
 from train.tasks._pieces import by_row, positions, sums
 from train.tasks._writing import Writer
-from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, check_columns, pieces
+from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

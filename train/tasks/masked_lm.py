@@ -19,8 +19,9 @@ from data.errors import UserError
 from data.order import draws
 from data.source import Rows
 from train.tasks import _words
+from train.tasks._fields import text_column
 from train.tasks._filling import Filling, guesses
-from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces, require_fast, text_column
+from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces, require_fast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

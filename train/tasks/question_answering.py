@@ -13,12 +13,12 @@ from pydantic import Field
 from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError
-from data.source import Rows
+from data.source import Rows, check_columns
 from train.answers import best, scores
 from train.tasks._asked import Asked
 from train.tasks._spans import best_spans, judge, logits, losses
 from train.tasks._windows import Pair, answers, misplaced
-from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, pieces, require_fast
+from train.tasks.base import Arrays, Outputs, Task, TaskConfig, pieces, require_fast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ from data.encode import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
 from train.tasks import _contrast, _embedding, _labels, _text_pairs
+from train.tasks._asked import Asked
 from train.tasks.base import Arrays, Outputs, Task, TaskConfig, pieces
 
 if TYPE_CHECKING:
@@ -253,16 +254,29 @@ class SentenceEmbedding(Task):
             return {"predictions": found["cosines"], "references": found["references"]}
         return {name: found[name] for name in ("more_similar", "as_similar")}
 
+    def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Asked:
+        """Return what compares the two texts of each row; of rows with the first alone, what gives its vector."""
+        names, there = self.pairs.texts[:2], rows[0].dataset.column_names
+        names = names if names[1] in there else names[:1]
+        task = replace(self, pairs=replace(self.pairs, texts=names, score=None))
+
+        def answers(found: Arrays) -> Iterator[dict[str, Any]]:
+            for units in found["units"].astype(np.float64):
+                cosine = [round(float(units[0] @ units[1]), 6)] if len(units) > 1 else []
+                yield {"prediction": cosine[0] if cosine else [round(value, 6) for value in units[0].tolist()]}
+
+        return Asked(task, names, lambda row: {}, answers)
+
     def records(self, found: Arrays, encoded: Encoded) -> Iterator[dict[str, Any]]:
         """The cosine of each pair, and its score as it is in the data; or its rank, from 1 (of a tie, the mean)."""
         scores = encoded.column("label").tolist() if self.pairs.score else []
         for place, where in enumerate(encoded.places()):
             cosine = round(float(found["cosines"][place]), 6)
             if self.pairs.score:
-                yield {**where, "similarity": cosine, "score": scores[place]}
+                yield {**where, "prediction": cosine, "reference": scores[place]}
                 continue
             rank = float(found["more_similar"][place]) + (float(found["as_similar"][place]) + 1) / 2
-            yield {**where, "similarity": cosine, "rank": rank, "loss": round(float(found["loss"][place]), 6)}
+            yield {**where, "prediction": cosine, "rank": rank, "loss": round(float(found["loss"][place]), 6)}
 
     def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:
         """A line for each text, and what they have to do with each other."""

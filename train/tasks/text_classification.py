@@ -13,10 +13,10 @@ from pydantic import Field
 from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError, nearest
-from data.source import Rows
+from data.source import Rows, check_columns
 from train.tasks import _head, _labels
 from train.tasks._asked import Asked
-from train.tasks.base import Arrays, Outputs, Task, TaskConfig, check_columns, inputs
+from train.tasks.base import Arrays, Outputs, Task, TaskConfig, inputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

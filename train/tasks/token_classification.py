@@ -15,11 +15,11 @@ from pydantic import Field
 from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError, nearest
-from data.source import Rows
+from data.source import Rows, check_columns
 from train.schemes import Scheme
 from train.tasks import _labels, _tags, _words
 from train.tasks._asked import Asked
-from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, check_columns, inputs, pieces, require_fast
+from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, inputs, pieces, require_fast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

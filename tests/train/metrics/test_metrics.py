@@ -18,8 +18,8 @@ from train.metrics import Choice, Kind
 ROOT = Path(__file__).parents[3]
 LOCAL = [
     "accuracy", "answer_likelihood", "bits_per_byte", "bleu", "chrf", "exact_match", "f1", "matthews_correlation",
-    "mse", "pearson", "perplexity", "precision", "preference", "recall", "recall_at", "roc_auc", "rouge", "seqeval", "spearman",
-    "squad", "token_accuracy",
+    "mse", "pearson", "perplexity", "precision", "preference", "recall", "recall_at", "roc_auc", "rouge", "seqeval",
+    "spearman", "squad", "token_accuracy",
 ]  # fmt: skip
 LOWER = ("mse", "perplexity", "bits_per_byte")
 
@@ -67,7 +67,16 @@ def test_names_are_the_files() -> None:
 def test_every_file_offers_what_the_contract_asks(name: str) -> None:
     module = metrics._module(name)
     assert module.KINDS and set(module.KINDS) <= set(get_args(Kind))
-    assert module.TAKES in ("predictions", "scores", "losses", "hits", "tag_predictions", "rewards", "logps", "more_similar")
+    assert module.TAKES in (
+        "predictions",
+        "scores",
+        "losses",
+        "hits",
+        "tag_predictions",
+        "rewards",
+        "logps",
+        "more_similar",
+    )
     assert module.HIGHER_IS_BETTER is (name not in LOWER)
     assert issubclass(module.Options, Section) and module.Options() and module.__doc__
     assert not {"name", "prefix"} & set(module.Options.model_fields)
