@@ -107,8 +107,9 @@ def _usage(task: Task, own_code: bool) -> str:
 def _on_base(config: RunConfig, task: Task, new: Sequence[str]) -> Iterator[str]:
     """Yield the lines that put an adapter on its base, and use it."""
     path, revision = str(config.model.path), config.model.revision
-    writes = task.model_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-    names = ["AutoConfig", task.model_class, "AutoTokenizer", *["GenerationConfig"] * writes]
+    kind = task.model_class if isinstance(task.model_class, str) else "AutoModel"  # embeddings have no head
+    writes = kind in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    names = ["AutoConfig", kind, "AutoTokenizer", *["GenerationConfig"] * writes]
     if path.startswith(package.SCHEME):
         yield "from importlib.resources import files"
         yield ""
@@ -124,13 +125,15 @@ def _on_base(config: RunConfig, task: Task, new: Sequence[str]) -> Iterator[str]
     yield "config, tokenizer = (kind.from_pretrained(folder) for kind in (AutoConfig, AutoTokenizer))"
     code = f', revision="{revision}"' * bool(revision) + ", trust_remote_code=True" * config.model.trust_remote_code
     code += ", ignore_mismatched_sizes=True" * bool(new)  # a head for other labels may be in its place
-    yield f"base = {task.model_class}.from_pretrained(start, config=config{code})"
+    yield f"base = {kind}.from_pretrained(start, config=config{code})"
     if any(name.endswith(ROWS) for name in new):
         yield "if len(tokenizer) > base.get_input_embeddings().num_embeddings:"
         yield "    base.resize_token_embeddings(len(tokenizer))"
     yield "model = PeftModel.from_pretrained(base, folder).merge_and_unload()"
     if writes:
         yield "model.generation_config = GenerationConfig.from_pretrained(folder)"
+    if task.usage:
+        yield "model.save_pretrained(folder)  # and the folder is what SentenceTransformer loads"
     if task.pipeline:
         yield ""
         yield f'predict = pipeline("{task.pipeline}", model=model, tokenizer=tokenizer)'
