@@ -51,7 +51,7 @@ def shared(build: Build, tmp_path_factory: pytest.TempPathFactory) -> None:
             for name in TASKS:
                 settings = {"precision": "fp32", "model__config": {}}
                 jobs.append({"config": build(name, "steady-2", **settings)})
-                jobs.append({"config": build(name, "stopped-2", **settings), "stop_after": 8})
+                jobs.append({"config": build(name, "stopped-2", **settings), "stop_after": 3})
                 jobs.append({"config": build(name, "stopped-2", **settings)})
         launch(jobs, world, tmp_path_factory.mktemp("jobs"))
 
@@ -84,7 +84,7 @@ def test_a_stop_in_the_middle_of_an_epoch_does_not_matter(name: str, build: Buil
     """Dropout on, fp32: the weights are equal to the last bit, on one process and on two."""
     settings = {"precision": "fp32", "model__config": {}, "micro_batch_size": 11}
     assert carry_out(build(name, "steady-1", **settings)) == 0
-    assert carry_out(build(name, "stopped-1", **settings), stop_after=8) == 0
+    assert carry_out(build(name, "stopped-1", **settings), stop_after=3) == 0
     assert not (Path(build(name, "stopped-1")["output"]) / "DONE").exists()
     assert carry_out(build(name, "stopped-1", **settings)) == 0
     for world in (1, 2):

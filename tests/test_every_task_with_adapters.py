@@ -46,7 +46,7 @@ def whole(build: Build) -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def adapted(build: Build, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Every task's run with an adapter on 2 processes, which stops on the way and goes on."""
-    jobs = [{"config": build(name, "lora-2", **LORA), **stop} for name in TASKS for stop in ({"stop_after": 8}, {})]
+    jobs = [{"config": build(name, "lora-2", **LORA), **stop} for name in TASKS for stop in ({"stop_after": 3}, {})]
     launch(jobs, 2, tmp_path_factory.mktemp("adapted"))
 
 
@@ -67,7 +67,7 @@ def test_with_an_adapter_neither_processes_nor_a_stop_matter(
     same(Path(build(name, "lora-2")["output"]), whole(name))
     settings = {**LORA, "adapter": {**LORA["adapter"], "dropout": 0.1}, "precision": "fp32", "model__config": {}}
     found = []
-    for run, stops in (("lora-steady", (None,)), ("lora-stopped", (8, None))):
+    for run, stops in (("lora-steady", (None,)), ("lora-stopped", (3, None))):
         config = build(name, run, **settings)
         for stop in stops:
             assert carry_out(config, stop_after=stop) == 0

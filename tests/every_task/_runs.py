@@ -19,7 +19,7 @@ from tests.worker import carry_out
 from train import plugins, predict, tasks
 
 TASKS = plugins.names(tasks)
-UPDATES = 12
+UPDATES = 8
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "t5": {"dropout_rate": 0.0},
@@ -54,7 +54,7 @@ def builder(folder: Path, models: dict[str, str]) -> Build:
                 "config": NO_DROPOUT[sample.model],
             },
             "optim": {"lr": 5e-3, "warmup": "10%"},
-            "evaluate": {"every": 6, "batch_tokens": 100},
+            "evaluate": {"every": 4, "batch_tokens": 100},
             "tracking": {"log_every": 1},
             "metrics": sample.metrics,
         }
