@@ -68,6 +68,25 @@ def translator(folder: Path, tiny_encoder_decoder: str) -> Path:
     return folder / "translator"
 
 
+@pytest.fixture(scope="module")
+def assistant(folder: Path, tiny_decoder: str) -> Path:
+    """A trained chat model that its run did not let write; talks.jsonl beside it: 30 conversations."""
+    sample = every_task.load("chat")
+    write(folder / "talks-train.jsonl", sample.rows(60, 1))
+    write(folder / "talks.jsonl", sample.rows(30, 2))
+    config = {
+        "output": str(folder / "assistant"),
+        "updates": 6,
+        "precision": "fp32",
+        "task": {"name": "chat", "template": sample.task["template"]},
+        "data": {"train": str(folder / "talks-train.jsonl"), "cache": str(folder / "cache"), "max_length": 48},
+        "model": {"path": tiny_decoder},
+        "optim": {"lr": 5e-3},
+    }
+    assert carry_out(config) == 0
+    return folder / "assistant"
+
+
 def write(file: Path, lines: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -146,6 +165,27 @@ def test_a_kill_does_not_matter(classifier: Path, tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in parts.glob("part-*")} == kept
     assert here(classifier, "rows.jsonl", output, *options) == 0
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not parts.exists()
+
+
+def test_a_model_that_did_not_write_in_its_run_writes_and_goes_on_after_a_kill(assistant: Path, tmp_path: Path) -> None:
+    """Each process has other hashes: what is found again must not hang on them."""
+    options = ("--part-rows", "5", "task.generation.max_new_tokens=4")
+    assert here(assistant, "talks.jsonl", tmp_path / "whole.jsonl", *options) == 0
+    output, parts = tmp_path / "killed.jsonl", tmp_path / ".killed.jsonl.parts"
+    process = subprocess.Popen(
+        command(assistant, "talks.jsonl", output, *options), cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"},
+    )  # fmt: skip
+    while len([*parts.glob("part-*")]) < 2 and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not output.exists() and parts.exists(), "the kill came too late to show anything"
+    assert here(assistant, "talks.jsonl", output, *options) == 0
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    texts = [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
+    assert len(texts) == 30 and all(len(text.split()) <= 4 for text in texts)
+    assert here(assistant, "talks.jsonl", tmp_path / "none.jsonl", "task.generation=null") == 2
 
 
 def test_bad_rows(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from tests.distributed import ROOT, launch
 from tests.test_cli import answer
 from tests.test_resume import weights
 from tests.worker import carry_out, carry_out_stages
-from train import run, stages, update
+from train import finish, run, stages, update
 from train.__main__ import main
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -233,7 +233,7 @@ def test_a_signal_in_the_first_stage_ends_the_command(make_stages: MakeStages) -
 
 def test_a_failed_stage_ends_the_command(make_stages: MakeStages, monkeypatch: pytest.MonkeyPatch) -> None:
     files = make_stages("run", 2)
-    monkeypatch.setattr(run, "export", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(finish, "export", lambda *arguments: 1 / 0)
     assert carry_out_stages(files) == 1
     assert not output_of(files[1]).exists()
 

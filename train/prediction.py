@@ -26,6 +26,7 @@ from train.evaluation import predictions, stacked
 from train.journal import clock
 from train.model import load_model
 from train.model_config import ModelConfig
+from train.tasks._generation import Generation
 from train.tasks.base import Predictor, Task
 from train.tokenizer import ids, load_tokenizer
 
@@ -146,9 +147,10 @@ def _changed(task: Task, assignments: Sequence[str]) -> Task:
         return task
     config = cast(Any, task).config
     content = {**config.model_dump(), **own}
-    if isinstance(content.get("generation"), dict):
-        content["generation"] = {**(config.generation or type(config).model_fields["generation"].default).model_dump(),
-                                 **own.get("generation", {})}  # fmt: skip
+    if "generation" in own:
+        if not isinstance(own["generation"], dict):
+            raise UserError(f"task.generation: give its keys, as in task.generation.beams=4, not {own['generation']!r}")
+        content["generation"] = {**(config.generation or Generation()).model_dump(), **own["generation"]}
     try:
         return cast(Task, replace(cast(Any, task), config=type(config).model_validate(content)))
     except ValidationError as error:

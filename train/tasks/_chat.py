@@ -63,7 +63,7 @@ class Template:
     text: str
     origin: str
     end: str
-    special: frozenset[str] = field(repr=False)
+    special: tuple[str, ...] = field(repr=False)
     """Special and added tokens: those that a text is looked through for before anything else."""
 
     @property
@@ -85,7 +85,7 @@ def choose(tokenizer: Any, chosen: str | None, *, with_tools: bool = False) -> T
     require_fast(tokenizer, "a chat template", "to know which tokens the assistant writes")
     text, origin = _text(tokenizer, chosen, with_tools=with_tools)
     added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
-    special = frozenset(token for token in (*added, *tokenizer.all_special_tokens) if token.strip())
+    special = tuple(sorted({token for token in (*added, *tokenizer.all_special_tokens) if token.strip()}))
     template = Template(text, origin, "", special)
     found = render(tokenizer, template, [PLAIN])[0]
     if isinstance(found, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,15 @@ from pydantic import Field, model_validator
 
 from data.order import derive
 from data.section import Section
+from train.tasks import _proof
 from train.tasks.base import IGNORED, WINDOW
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-OURS = ("max_length", "min_length", "temperature", "top_k", "top_p", "stop_strings", "transformers_version")
-"""Settings of a pretrained model that would go against what the config says."""
+KEPT = ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids",
+        "eos_token_id", "bos_token_id")  # fmt: skip
+"""Settings of a pretrained model that stay: they say what its texts are made of. All else the config says."""
 
 
 class Generation(Section):
@@ -51,6 +54,8 @@ class Generation(Section):
                     raise ValueError(f"{key} is for texts that are drawn: give temperature too")
         elif self.beams > 1:
             raise ValueError("beams and temperature: give one of them; beams follow the likeliest, nothing is drawn")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("min_new_tokens must not be more than max_new_tokens")
         if self.beams == 1 and self.length_penalty != 1.0:
             raise ValueError("length_penalty is for beams: give beams too")
         return self
@@ -71,7 +76,7 @@ class Generation(Section):
         own: Any = model.generation_config
         known = own.to_diff_dict() if inherits else {}
         settings = {
-            **{name: value for name, value in known.items() if name not in OURS},
+            **{name: value for name, value in known.items() if name in KEPT},
             "max_new_tokens": self.max_new_tokens or longest,
             "min_new_tokens": self.min_new_tokens or None,
             "num_beams": self.beams,
@@ -99,6 +104,9 @@ class Generation(Section):
         import torch
 
         owner = getattr(model, "module", model)
+        lengths = mask.sum(1)
+        if not owner.config.is_encoder_decoder and bool((lengths != lengths[0]).any()) and not _knows_padding(owner):
+            return self._write_apart(model, tokenizer, ids, lengths, keys)
         settings, drawn = copy.deepcopy(owner.generation_config), []
         begins = 1 if owner.config.is_encoder_decoder else ids.shape[1]
         shared_out = _is_shared_out(owner)  # may change what `generate` is
@@ -112,8 +120,22 @@ class Generation(Section):
             synced_gpus=shared_out or None,
         )  # fmt: skip
         found = found[:, begins:].clone()
-        over = torch.isin(found, torch.tensor(settings.eos_token_id, device=found.device))
-        found[over.long().cumsum(1) - over.long() > 0] = IGNORED
+        if settings.eos_token_id is not None:  # without an end all texts are as long as they may be
+            over = torch.isin(found, torch.tensor(settings.eos_token_id, device=found.device))
+            found[over.long().cumsum(1) - over.long() > 0] = IGNORED
+        return found
+
+    def _write_apart(self, model: Any, tokenizer: Any, ids: Tensor, lengths: Tensor, keys: Tensor | None) -> Tensor:
+        """Write as `write` does with a model that would read padding: texts of equal length together."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        for length in sorted(set(lengths.tolist())):
+            rows = (lengths == length).nonzero()[:, 0]
+            given = ids[rows, ids.shape[1] - length :]
+            drawn = None if keys is None else keys[rows]
+            parts.append((rows, self.write(model, tokenizer, given, given.new_ones(given.shape), drawn)))
+        found = ids.new_full((len(ids), max(part.shape[1] for _, part in parts)), IGNORED)
+        for rows, part in parts:
+            found[rows, : part.shape[1]] = part
         return found
 
     def _draw(self, keys: Tensor) -> list[Any]:
@@ -166,10 +188,20 @@ def _mix(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & (2**33 - 1))
 
 
-def ends(known: Any, own: int) -> int | list[int]:
-    """Return the tokens that end a text: the tokenizer's, and those that the model knows besides."""
+def ends(known: Any, own: int | None) -> int | list[int] | None:
+    """Return the tokens that end a text: the tokenizer's, if it has one, and those that the model knows besides."""
     further = known if isinstance(known, list) else []
-    return [*dict.fromkeys([own, *further])] if further else own
+    return [*dict.fromkeys([token for token in (own, *further) if token is not None])] if further else own
+
+
+_proved: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _knows_padding(model: Any) -> bool:
+    """Whether the model knows padding on the left for what it is: proved once."""
+    if model not in _proved:
+        _proved[model] = _proof.reads_padded(model)
+    return _proved[model]
 
 
 def _is_shared_out(model: Any) -> bool:

@@ -67,6 +67,24 @@ def prove_isolated(model: nn.Module, remedy: str = REMEDY) -> None:
         )
 
 
+def reads_padded(model: Any) -> bool:
+    """Whether the model writes on from a text that is padded on the left as from the text alone: most do, those that
+    take no notice of an attention mask do not."""
+    import torch
+    from transformers import GenerationConfig
+
+    long, short = sorted(_documents(model)[:2], key=len, reverse=True)
+    gap = len(long) - len(short)
+    padded, mask = long.new_full((2, len(long)), 0), long.new_ones((2, len(long)))
+    padded[0], padded[1, gap:], mask[1, :gap] = long, short, 0
+    once = GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=0)  # type: ignore[no-untyped-call]
+    options = {"generation_config": once, "output_logits": True, "return_dict_in_generate": True}
+    with torch.no_grad():
+        beside = model.generate(input_ids=padded, attention_mask=mask, **options).logits[0][1]
+        alone = model.generate(input_ids=short[None], attention_mask=mask[:1, gap:], **options).logits[0][0]
+    return _difference([beside], [alone]) <= _tolerance(alone)
+
+
 def _documents(model: nn.Module) -> list[Tensor]:
     """Return the documents of ROWS, one after the other: tokens from all over the vocabulary, (length,) each."""
     import torch

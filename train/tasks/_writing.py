@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+MOST = 256  # tokens that are written, where neither the config nor the model says how many
+
+
 class Beginner(Protocol):
     """What knows where writing begins: a task, or what stands for it."""
 
@@ -51,8 +54,10 @@ class Writer:
         """Return what writes on from what `source` reads; tell the model how. `UserError` where there is no room."""
         owner: Any = model
         generation = generation or Generation()
-        generation.settle(model, tokenizer, owner.generation_config.max_new_tokens or 256, inherits=True)
-        longest, new = longest_input(owner, tokenizer), owner.generation_config.max_new_tokens
+        longest = longest_input(owner, tokenizer)
+        usual = min(owner.generation_config.max_new_tokens or MOST, max(1, longest // 2))
+        generation.settle(model, tokenizer, usual, inherits=True)
+        new = owner.generation_config.max_new_tokens
         if new >= longest:
             raise UserError(
                 f"task.generation.max_new_tokens: {new} leaves nothing of the {longest} tokens that the model takes "
