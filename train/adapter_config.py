@@ -40,6 +40,22 @@ class AdapterConfig(Section):
         return f"{name} of rank {self.rank}{f' on {self.quantize} weights' if self.quantize else ''}"
 
 
+def between_task(task: str, whole: bool, adapter: AdapterConfig | None) -> Iterator[str]:
+    """Yield what is wrong between the adapter and the task, which exports nothing but `whole` models, or any."""
+    if not whole or adapter is None or adapter.merge:
+        return
+    if adapter.quantize:
+        yield (
+            f"adapter.quantize: cannot go with the task {task}: others load what it exports as one whole model, and "
+            "what is held in so few bits cannot be merged. Leave it out, and give adapter.merge=true"
+        )
+    else:
+        yield (
+            f"adapter.merge: must be true with the task {task}: others load what it exports as one whole model, not as "
+            "an adapter beside its base. Give adapter.merge=true"
+        )
+
+
 def between_adapter(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong between the adapter and the rest of a config. Anything may be in it: it is not checked."""
     adapter, model = content.get("adapter"), content.get("model")

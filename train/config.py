@@ -22,7 +22,7 @@ from data.errors import UserError
 from data.section import Section, operational
 from data.source import DataConfig
 from train import metrics, overrides, plugins, tasks
-from train.adapter_config import AdapterConfig, between_adapter
+from train.adapter_config import AdapterConfig, between_adapter, between_task
 from train.durations import Interval
 from train.model_config import ModelConfig, between
 from train.optim import OptimConfig
@@ -94,7 +94,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _between_sections(self) -> RunConfig:
-        if problems := _between(self.model_dump()):
+        problems = [*_between(self.model_dump()), *between_task(self.task.name, self.task.whole, self.adapter)]
+        if problems:
             raise ValueError("\n".join(problems))
         return self
 

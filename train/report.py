@@ -107,7 +107,7 @@ def _usage(task: Task, own_code: bool) -> str:
 def _on_base(config: RunConfig, task: Task, new: Sequence[str]) -> Iterator[str]:
     """Yield the lines that put an adapter on its base, and use it."""
     path, revision = str(config.model.path), config.model.revision
-    kind = task.model_class if isinstance(task.model_class, str) else "AutoModel"  # embeddings have no head
+    kind = task.model_class  # a name: with a class of ours the adapter is merged
     writes = kind in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     names = ["AutoConfig", kind, "AutoTokenizer", *["GenerationConfig"] * writes]
     if path.startswith(package.SCHEME):
@@ -132,8 +132,6 @@ def _on_base(config: RunConfig, task: Task, new: Sequence[str]) -> Iterator[str]
     yield "model = PeftModel.from_pretrained(base, folder).merge_and_unload()"
     if writes:
         yield "model.generation_config = GenerationConfig.from_pretrained(folder)"
-    if task.usage:
-        yield "model.save_pretrained(folder)  # and the folder is what SentenceTransformer loads"
     if task.pipeline:
         yield ""
         yield f'predict = pipeline("{task.pipeline}", model=model, tokenizer=tokenizer)'

@@ -28,6 +28,8 @@ class Sample:
     """A row → what is asked, where a row without targets is not enough."""
     asks_the_same: bool = True
     """Whether `train.predict` is asked what the run predicts of its validation rows."""
+    merges: bool = False
+    """Whether it exports a whole model only, so that an adapter has to be merged."""
     task: dict[str, Any] = field(default_factory=dict)
     model: str = "bert"
     data: dict[str, Any] = field(default_factory=dict)

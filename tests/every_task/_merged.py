@@ -1,4 +1,4 @@
-"""An exported adapter, put on its base by peft and merged there: nothing of ours takes part."""
+"""An exported adapter, put on its base by peft and merged there, unless the run did: nothing of ours takes part."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+from tests import every_task
+
 
 def merged(folder: str, name: str) -> str:
-    """Return the folder of the whole model, in the working directory, the run's result beside it."""
+    """Return the folder of the whole model: in the working directory, the run's result beside it, or as exported."""
     import transformers
     from peft import PeftModel
 
+    if every_task.load(name).merges:
+        assert not (Path(folder) / "adapter_config.json").exists()
+        return folder
     about = json.loads((Path(folder) / "adapter_config.json").read_text())
     kind = getattr(transformers, about["auto_mapping"]["base_model_class"])
     config = transformers.AutoConfig.from_pretrained(folder)

@@ -61,6 +61,8 @@ def builder(folder: Path, models: dict[str, str]) -> Build:
         for key, value in changes.items():
             section, _, last = key.rpartition("__")
             (config[section] if section else config)[last] = value
+        if "adapter" in config and sample.merges:
+            config["adapter"] = {**config["adapter"], "merge": True}
         return config
 
     return make

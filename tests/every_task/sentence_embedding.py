@@ -47,5 +47,6 @@ SAMPLE = Sample(
     reload=reload,
     expected=lambda record: [record["prediction"], record["rank"]],
     inputs=("anchor", "positive"),
+    merges=True,
     task={"symmetric": True},
 )

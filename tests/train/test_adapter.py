@@ -220,6 +220,14 @@ def test_what_cannot_be_right_is_refused() -> None:
         ({"adapter": {"quantize": "4bit", "merge": True}, "precision": "fp32"}, "adapter.merge: cannot go with"),
         ({"adapter": {"quantize": "4bit"}}, "no kernels for it in precision fp64"),
         (
+            {"adapter": {}, "task": "sentence_embedding"},
+            r"adapter\.merge: must be true with the task sentence_embedding",
+        ),
+        (
+            {"adapter": {"quantize": "8bit"}, "task": {"name": "sentence_embedding"}, "precision": "fp32"},
+            r"adapter\.quantize: cannot go with the task sentence_embedding.*adapter\.merge=true",
+        ),
+        (
             {"adapter": {}, "model": {"config": {"model_type": "bert"}, "tokenizer": "x"}},
             "adapter: there is nothing to adapt in a model from scratch",
         ),

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, get_type_hints
 
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
@@ -271,6 +271,9 @@ class TaskConfig(Section):
     """Keys that every task has."""
 
     name: str
+
+    whole: ClassVar[bool] = False
+    """Whether the exported model must be one whole model for those who serve it: an adapter is to be merged."""
 
     @property
     def refers(self) -> bool:

@@ -30,6 +30,7 @@ READ = ("input_ids", "attention_mask", "token_type_ids")
 class Config(TaskConfig):
     """Sentence embeddings: the columns, what is learned of them, and how the tokens of a text become its vector."""
 
+    whole = True
     name: Literal["sentence_embedding"] = "sentence_embedding"
     text: tuple[str, str] | None = Field(
         None, description="The two columns of texts. Default: anchor and positive, question and answer, or as usual."
