@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from data.errors import UserError
 from train import notes
 from train.adapter import INSIDE, OWN, quiet
 from train.adapter_config import AdapterConfig
-from train.weights import ADAPTER, ADAPTER_CONFIG, fingerprint
+from train.weights import ADAPTER, ADAPTER_CONFIG, INDEX, PARTS, WHOLE, cached_commit, fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,9 @@ CLASSES = {
     "FEATURE_EXTRACTION": "AutoModel",
 }
 """What peft calls the tasks of the adapters that others have made."""
+
+POOLER = "pooler."
+"""Where a model without a head keeps the layer that makes one vector of its first token's."""
 
 
 def frozen(model: nn.Module, names: Mapping[str, Any]) -> set[str]:
@@ -134,10 +138,14 @@ def whole(
     noted = notes.read(Path(place)).get("base") or {}
     base, base_revision = about.get("base_model_name_or_path"), about.get("revision")
     with ExitStack() as stack:
-        _check_base(path, base, base_revision, noted.get("sha256"))
+        if not base:
+            raise UserError(
+                f"model.path: {path} is an adapter that does not name its base; merge it, and name the result"
+            )
         try:
             there = stack.enter_context(whole(base, base_revision, dtype, token, code=code))
-            model = _merged(place, about, there, {"revision": revision, "token": token}, dtype, base_revision)
+            checked = _check_base(path, base, base_revision, noted.get("sha256"), token)
+            model = _merged(place, about, there, {"revision": revision, "token": token}, dtype, checked)
         except UserError:
             raise
         except Exception as error:  # what a foreign adapter may lack, or hold too much of: many kinds
@@ -163,21 +171,40 @@ def _settings(place: str, revision: str | None, token: str | None) -> str | None
     return found
 
 
-def _check_base(path: str, base: str | None, revision: str | None, then: str | None) -> None:
-    """Raise `UserError` unless the base is there, and the one that the adapter was trained on."""
-    if not base:
-        raise UserError(f"model.path: {path} is an adapter that does not name its base; merge it, and name the result")
-    now = fingerprint(base, revision)
-    if then and now is None:
+def _check_base(path: str, base: str, revision: str | None, then: str | None, token: str | None) -> str | None:
+    """Return the revision to be loaded: of a base on the Hub the commit that was checked, whatever is there later.
+
+    Raises `UserError` unless the base is there, and the one that the adapter was trained on. One on the Hub is fetched,
+    unless the cache has it as it was.
+    """
+    now, reason = fingerprint(base, revision), ""
+    if not then:
+        return revision
+    if now != then and not Path(package.resolve(base)).is_dir():
+        try:
+            _fetch(base, revision, token)
+        except Exception as error:  # no name of the Hub, no such model, not allowed, no network: many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        now = fingerprint(base, revision)
+    if now is None:
         raise UserError(
-            f"model.path: {path} is an adapter on {base}, which is not there (looked from {Path.cwd()}). Bring it "
-            f"back, or correct base_model_name_or_path in {path}/{ADAPTER_CONFIG}"
+            f"model.path: {path} is an adapter on {base}, which is not there (no folder, looked from {Path.cwd()}; "
+            f"neither in the Hub's cache nor reachable: {reason or 'it has no safetensors'}). Bring it back, or "
+            f"correct base_model_name_or_path in {path}/{ADAPTER_CONFIG}"
         )
-    if then and now != then:
+    if now != then:
         raise UserError(
             f"model.path: {path} is an adapter on {base}, whose weights have changed: their sha256 is {now}, when the "
             f"adapter was trained it was {then}. Bring them back: on others it means nothing"
         )
+    return cached_commit(base, revision) or revision
+
+
+def _fetch(base: str, revision: str | None, token: str | None) -> None:
+    """Bring the weights of a model of the Hub into the cache, all that its fingerprint is made of."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(base, revision=revision, token=token, allow_patterns=[WHOLE, INDEX, PARTS])
 
 
 def _merged(
@@ -195,11 +222,20 @@ def _merged(
         raise ValueError(f"its class is {name or 'not named'}, which transformers does not have")
     file: Any = cached_file(place, ADAPTER, **source)  # safetensors, or nothing: raises OSError
     own = cached_file(place, "config.json", **source, _raise_exceptions_for_missing_entries=False)
-    config = transformers.AutoConfig.from_pretrained(place if own else base, **(source if own else {}))
+    below = {"token": source["token"], **({} if Path(base).is_dir() else {"revision": revision})}
+    config = transformers.AutoConfig.from_pretrained(place if own else base, **(source if own else below))
     model, report = builder.from_pretrained(
         base, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-        token=source["token"], **({} if Path(base).is_dir() else {"revision": revision}),
+        **below,
     )  # fmt: skip
+    with safe_open(file, "pt") as stored:
+        given = {key.removeprefix(INSIDE) for key in stored.keys()}  # noqa: SIM118  # no mapping
+    lost = _lost(model, report, given)
+    if _pooler_is_none_of_its_own(model, lost, given):
+        model.pooler = None  # as it is in a model that was built without
+        lost = [name for name in lost if not name.startswith(POOLER)]
+    if lost:
+        raise ValueError(f"neither the base nor the adapter has {lost[0]}")
     rows = about.get("trainable_token_indices") or []
     needed = 1 + max((row for each in (rows.values() if isinstance(rows, dict) else [rows]) for row in each), default=0)
     if needed > len(model.get_input_embeddings().weight):
@@ -207,9 +243,31 @@ def _merged(
     with quiet():
         adapted = PeftModel.from_pretrained(model, place, autocast_adapter_dtype=False, **source)
         plain: Any = adapted.merge_and_unload()
-    with safe_open(file, "pt") as stored:
-        given = {key.removeprefix(INSIDE) for key in stored.keys()}  # noqa: SIM118  # no mapping
-    lost = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])} - given
-    if lost:
-        raise ValueError(f"neither the base nor the adapter has {sorted(lost)[0]}")
     return plain  # type: ignore[no-any-return]
+
+
+def _lost(model: nn.Module, report: Mapping[str, Any], given: set[str]) -> list[str]:
+    """Return the names of the tensors that neither base nor adapter has, under any of their names where they are tied.
+
+    `report` is what transformers says of loading the base, `given` the names of what the adapter holds.
+    """
+    missing, mismatched = set(report["missing_keys"]), {key for key, *_ in report["mismatched_keys"]}
+    tied: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(parameter, []).append(name)
+    of = {name: names for names in tied.values() for name in names}
+    return [
+        name
+        for name in sorted(missing | mismatched)
+        if given.isdisjoint(names := of.get(name, [name])) and (missing.issuperset(names) or mismatched & {*names})
+    ]
+
+
+def _pooler_is_none_of_its_own(model: nn.Module, lost: Collection[str], given: Collection[str]) -> bool:
+    """Whether a model without a head has a pooler only because its class builds one: its vectors do not need it."""
+    optional = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+    return (
+        optional
+        and any(name.startswith(POOLER) for name in lost)
+        and not any(name.startswith(POOLER) for name in given)
+    )

@@ -19,7 +19,8 @@ log = logging.getLogger("train")
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-"""Beside the parts of weights that are split."""
+PARTS = "model-*-of-*.safetensors"
+"""The parts of weights that are split, and what lies beside them."""
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 """What peft writes."""
@@ -42,11 +43,17 @@ def fingerprint(path: str | None, revision: str | None = None) -> str | None:
             about = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
             base = fingerprint(about.get("base_model_name_or_path"), about.get("revision"))
             return base and hashlib.sha256(f"{digest(folder / ADAPTER)} on {base}".encode()).hexdigest()
-        parts = sorted(folder.glob("model-*-of-*.safetensors"))
+        parts = sorted(folder.glob(PARTS))
         listed = "".join(f"{digest(part)}  {part.name}\n" for part in parts)
         return hashlib.sha256(listed.encode()).hexdigest() if parts else None
     except (OSError, ValueError):  # told by those who load them
         return None
+
+
+def cached_commit(path: str, revision: str | None = None) -> str | None:
+    """Return the commit of the Hub that `fingerprint` reads in the cache; None for a folder, or what is not there."""
+    folder = None if Path(package.resolve(path)).is_dir() else _folder(path, revision)
+    return None if folder is None else folder.name  # snapshots/COMMIT
 
 
 def is_adapter(path: str, revision: str | None = None) -> bool:
