@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,12 +59,13 @@ def _pretrained(settings: ModelConfig, token: str | None) -> PreTrainedTokenizer
     key, path = ("model.tokenizer", settings.tokenizer) if settings.tokenizer else ("model.path", settings.path)
     assert isinstance(path, str)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            package.resolve(path),
-            revision=settings.revision,
-            trust_remote_code=settings.trust_remote_code,
-            token=token,
-        )
+        with _larger_than_the_config():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                package.resolve(path),
+                revision=settings.revision,
+                trust_remote_code=settings.trust_remote_code,
+                token=token,
+            )
     except UserError:
         raise
     except Exception as error:  # a damaged file, a missing library, no network: many kinds
@@ -77,6 +79,24 @@ def _pretrained(settings: ModelConfig, token: str | None) -> PreTrainedTokenizer
             raise UserError(f"{key}: the tokenizer of {path} has neither a padding nor an end token; give it one")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def _larger_than_the_config() -> Iterator[None]:
+    """Keep back what transformers says of special tokens beyond the vocabulary of the config, which it reads too.
+
+    Beside an adapter that has rows for them that is so: the config is as large as its base.
+    """
+    told = logging.getLogger("transformers.configuration_utils")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "an integer within the vocabulary" not in record.getMessage()
+
+    told.addFilter(other)
+    try:
+        yield
+    finally:
+        told.removeFilter(other)
 
 
 def _trained(

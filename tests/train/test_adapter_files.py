@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import logging.handlers
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,12 @@ from typing import Any
 import pytest
 
 from data.errors import UserError
-from train.adapter import attach
+from train.adapter import attach, quiet
 from train.adapter_config import AdapterConfig
 from train.adapter_files import finished, whole
+from train.model import load_model
+from train.model_config import ModelConfig
+from train.tokenizer import ids, load_tokenizer
 from train.weights import fingerprint
 
 HUB = "someone/tiny"
@@ -136,3 +141,33 @@ def test_a_base_of_the_hub_is_fetched_and_then_checked(
     with pytest.raises(UserError, match="whose weights have changed"):
         whole(str(folder), None, torch.float64, "secret").__enter__()
     assert asked[-1] == "again"
+
+
+def test_added_tokens_are_no_reason_for_a_warning(tiny_model: str, tmp_path: Path) -> None:
+    """The config beside an adapter is as large as its base: that the new tokens are beyond it is as it should be."""
+    import torch
+    import transformers
+    from transformers.utils import logging as said
+
+    folder, heard = tmp_path / "adapter", logging.handlers.BufferingHandler(10_000)
+    with quiet():
+        exported(folder, tiny_model, "AutoModelForSequenceClassification")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**about, "eos_token_id": 65}))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.save_pretrained(folder)
+    said.warning_once.cache_clear()
+    root, level = logging.getLogger("transformers"), transformers.logging.get_verbosity()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_warning()  # type: ignore[no-untyped-call]
+    root.addHandler(heard)
+    try:
+        settings = ModelConfig(path=str(folder))
+        found, known = load_tokenizer(settings, (), tmp_path, None)
+        name = "AutoModelForSequenceClassification"
+        load_model(settings, name, {}, found, known=known, dtype=torch.float64, seed=0, token=None)
+    finally:
+        root.removeHandler(heard)
+        transformers.logging.set_verbosity(level)  # type: ignore[no-untyped-call]
+    assert ids(found) == 66
+    assert [record.getMessage() for record in heard.buffer] == []
