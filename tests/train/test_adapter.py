@@ -29,7 +29,7 @@ def records(output: Path) -> list[Any]:
 def learned(make_config: MakeConfig, output: Path, kind: str = "lora", **changes: Any) -> dict[str, Any]:
     """Return the config of a run with an adapter that learns something."""
     adapter = {"kind": kind, "rank": 4, **changes.pop("adapter", {})}
-    length = 40 if kind == "dora" else 20  # its directions move more slowly
+    length = 24 if kind == "dora" else 14  # its directions move more slowly
     defaults = {"optim__lr": 1e-2, "optim__schedule": "constant", "updates": length}
     return make_config(**{"adapter": adapter, "output": str(output), **defaults, **changes})
 
