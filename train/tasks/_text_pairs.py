@@ -67,6 +67,11 @@ class Pairs:
             return None
         return f"{self.score!r} is {value:g}; scores go from {low:g} to {high:g} (see task.range)"
 
+    def unusable(self, sizes: Sequence[Sequence[int]]) -> list[tuple[int, str]]:
+        """Say which rows have a text of which the tokenizer leaves nothing: `sizes` are the tokens of each text."""
+        empty = [(place, lengths.index(0)) for place, lengths in enumerate(sizes) if 0 in lengths]
+        return [(place, f"the tokenizer leaves nothing of {self.texts[text]!r}") for place, text in empty]
+
 
 def find(config: Any, rows: Sequence[Rows]) -> Pairs:
     """Return the pairs of these training rows; raise `UserError` for what they lack, and keys that mean nothing."""

@@ -148,28 +148,30 @@ class SentenceEmbedding(Task):
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Tokenize the texts of each row, one after the other in `input_ids`, as long as `sizes` says.
 
-        `length` is what the row takes when computed: its texts x the longest.
+        `length` is what the row takes when computed: its texts x the longest. A text without tokens has no vector: its
+        row is unusable.
         """
         first, other = self.config.prefixes or ("", "")
         table = [*zip(*(rows[name] for name in self.pairs.texts), strict=True)]
         flat = [(other if place else first) + text for row in table for place, text in enumerate(row)]
         encoded = tokenizer(flat, truncation=True, max_length=max_length, return_attention_mask=False)
         count = len(self.pairs.texts)
-        features: dict[str, list[Any]] = {}
-        starts = range(0, len(flat), count)
+        spans = [slice(start, start + count) for start in range(0, len(flat), count)]
+        sizes = [[len(ids) for ids in encoded["input_ids"][span]] for span in spans]
+        good = [place for place, lengths in enumerate(sizes) if all(lengths)]
+        features: dict[str, list[Any]] = {"row": good, "sizes": [sizes[place] for place in good]}
         for name in ("input_ids", "token_type_ids"):
             if name in encoded:
-                features[name] = [[*chain(*encoded[name][start : start + count])] for start in starts]
-        sizes = [[len(ids) for ids in encoded["input_ids"][start : start + count]] for start in starts]
+                features[name] = [[*chain(*encoded[name][spans[place]])] for place in good]
         if self.pairs.score:
-            features["label"] = [_labels.number(value) for value in rows[self.pairs.score]]
-        longest = [max(lengths) for lengths in sizes]
+            features["label"] = [_labels.number(rows[self.pairs.score][place]) for place in good]
+        longest = [max(lengths) for lengths in features["sizes"]]
         return {
             **features,
-            "sizes": sizes,
             "length": [count * most for most in longest],
             "longest": longest,
-            "targets": [1] * len(sizes),
+            "targets": [1] * len(good),
+            "unusable": self.pairs.unusable(sizes),
         }
 
     def collate(self, features: Features) -> dict[str, Tensor]:

@@ -19,10 +19,12 @@ import transformers
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from data.batches import Batch, Part
+from data.encode import encode_sources
 from data.errors import UserError
 from data.source import Rows
 from tests.conftest import WORDS, figures
@@ -313,6 +315,28 @@ def test_columns_are_found_or_named(tokenizer: Any) -> None:
         prepare(tokenizer, [{"ancor": "w1", "positive": "w2"}])
     with pytest.raises(UserError, match="no column 'score'"):
         prepare(tokenizer, [PAIR], kind="cosine")
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_text_without_tokens_is_named(scored: bool, tmp_path: Path) -> None:
+    """A decoder's tokenizer adds nothing: without a token there is no vector, and one nan would spoil the batch."""
+    made = Tokenizer(models.WordLevel({"<pad>": 0, **{word: at for at, word in enumerate(WORDS, 1)}}))
+    made.normalizer, made.pre_tokenizer = normalizers.Replace("\u200b", ""), pre_tokenizers.Whitespace()
+    bare = transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
+    given: list[Row] = [PAIR, {**PAIR, "positive": "\u200b"}, {**PAIR, "anchor": "\u200b"}, {**PAIR, "anchor": "w5"}]
+    given = [{**row, "score": at / 4} for at, row in enumerate(given)] if scored else given
+    task, rows = prepare(bare, given), Rows(Dataset.from_list(given), "rows.jsonl")
+    for asked in (task, task.asked(None, bare, [rows])):  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"row 1 .*: the tokenizer leaves nothing of 'positive'"):
+            encode_sources([[rows]], asked, bare, 8, skip_bad=False, cache=tmp_path)
+        found = encode_sources([[rows]], asked, bare, 8, skip_bad=True, cache=tmp_path)
+        assert found.dataset["row"][:] == [0, 3] and found.dataset["input_ids"][:] == [[2, 3, 4], [6, 4]]
+        assert [note.partition(": ")[2][-8:] for note in found.skipped] == ["ositive'", "'anchor'"]
+    if scored:
+        assert encode_sources([[rows]], task, bare, 8, skip_bad=True, cache=tmp_path).column("label").tolist() == [
+            0,
+            0.75,
+        ]
 
 
 def test_what_cannot_take_effect_is_refused(tokenizer: Any) -> None:
