@@ -54,7 +54,7 @@ def written(generation: Generation, model: nn.Module, tokenizer: Any, tensors: d
     """Return (B, P, W): the last turn of each conversation of collated examples as the model writes it, -100 behind."""
     sizes, before = tensors["pieces"], prompts(tensors)
     ids, there = pad(before, tokenizer.pad_token_id, left=True), mask(before, left=True)
-    keys = (tensors["keys"][:, None] + sizes.cumsum(1))[sizes > 0] if "keys" in tensors else None
+    keys = tensors["keys"][sizes > 0] if "keys" in tensors else None
     turns = generation.write(model, tokenizer, ids.to(sizes.device), there.to(sizes.device), keys)
     found = turns.new_full((*sizes.shape, turns.shape[1]), IGNORED)
     found[sizes > 0] = turns

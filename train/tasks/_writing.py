@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError
+from data.order import example_keys
 from train.limits import longest_input
 from train.tasks._generation import Generation, texts
 from train.tasks.base import Arrays
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
 
 
 MOST = 256  # tokens that are written, where neither the config nor the model says how many
+
+
+def keys(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what a text is drawn from, (n,), for each row's place in its source.
+
+    So it is the same in evaluation, packed or not, and in `train.predict`, whatever other rows are skipped.
+    """
+    return example_keys(rows, "evaluation").astype(np.int64)
 
 
 class Beginner(Protocol):
@@ -111,7 +121,7 @@ class Writer:
         return {
             "input_ids": pad(sequences, self.tokenizer.pad_token_id, left=True),
             "attention_mask": mask(sequences, left=True),
-            "keys": torch.from_numpy(features["key"].astype(np.int64)),
+            "keys": torch.from_numpy(keys(features["row"])),
         }
 
     def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from train.tasks._generation import Generation, ends, texts
 from train.tasks._losses import token_losses
 from train.tasks._messages import Columns, Unusable
 from train.tasks._pieces import by_row, positions, sums
-from train.tasks._writing import Writer
+from train.tasks._writing import Writer, keys
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ class Chat(Task):
     def collate(self, features: Features) -> dict[str, Tensor]:
         """input_ids and labels, which stand where they are predicted: (B, T); pieces (B, P), 0 where a row has fewer.
 
-        With packing=documents also position_ids (B, T), which begin anew in each conversation, the padding being one
-        more. There is no attention mask, for the reasons that causal_lm has.
+        Where texts are drawn, keys (B, P). With packing=documents also position_ids (B, T), which begin anew in each
+        conversation, the padding being one more. There is no attention mask, for the reasons that causal_lm has.
         """
         import torch
 
@@ -223,7 +223,7 @@ class Chat(Task):
             "pieces": pad(features["pieces"], 0),
         }
         if self.config.generation and self.config.generation.temperature is not None:
-            tensors["keys"] = torch.from_numpy(features["key"].astype(np.int64))
+            tensors["keys"] = pad([keys(rows) for rows in features["rows"]], 0)
         if self.config.packing == "documents":
             width = tensors["input_ids"].shape[1]
             tensors["position_ids"] = torch.from_numpy(positions(features["pieces"], width))

@@ -18,6 +18,7 @@ from train.tasks import _fields
 from train.tasks._asked import Asked
 from train.tasks._generation import Generation, texts
 from train.tasks._losses import token_losses
+from train.tasks._writing import keys
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Seq2Seq(Task):
             "input_ids": pad(features["input_ids"], self.tokenizer.pad_token_id),
             "attention_mask": mask(features["input_ids"]),
             "labels": pad(features["labels"], IGNORED),
-            **({"keys": torch.from_numpy(features["key"].astype(np.int64))} if drawn else {}),
+            **({"keys": torch.from_numpy(keys(features["row"]))} if drawn else {}),
         }
 
     def marks(self, tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | None]]:

@@ -22,6 +22,7 @@ from tests.conftest import WORDS, figures
 from tests.train.tasks.chat_templates import byte_tokenizer
 from tests.train.tasks.test_causal_lm import FAMILIES
 from tests.worker import carry_out
+from train import predict
 from train.inspect import main as inspect_data
 from train.tasks.chat import Chat, Config
 
@@ -260,6 +261,39 @@ def test_a_model_that_is_trained_a_little_ends_its_turn(configure: MakeConfig, t
     assert [each["content"].strip() for each in said] == [record["prediction"] for record in records]
     assert "apply_chat_template" in (tmp_path / "out" / "model" / "README.md").read_text()
     assert talk.tokenizer.chat_template == Path(JINJA).read_text()
+
+
+def test_packed_apart_and_asked_the_same_texts_are_drawn(configure: MakeConfig, tmp_path: Path) -> None:
+    """What is drawn follows from the row's place alone: neither its company nor rows that are skipped matter."""
+    lines = [json.dumps(row) + "\n" for row in pairs(24, 24)]
+    for place in (1, 9):
+        lines.insert(place, '{"messages": []}\n')
+    (tmp_path / "validation.jsonl").write_text("".join(lines))
+    (tmp_path / "shorter.jsonl").write_text("".join(line for line in lines if line != '{"messages": []}\n'))
+    config = configure(updates=1, precision="fp64", optim={"lr": 1e-30}, evaluate={"every": 1})  # learns nothing
+    config["data"]["on_bad_row"] = "skip"
+    config["model"]["config"] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    drawn: dict[str, dict[int, str]] = {}
+    for packing in ("documents", "none"):
+        config["task"] |= {"packing": packing, "generation": {"max_new_tokens": 8, "temperature": 1.0}}
+        config["output"] = str(tmp_path / packing)
+        assert carry_out(config) == 0
+        drawn[packing] = answers(tmp_path / packing / "predictions" / "validation.jsonl")
+    for name in ("validation", "shorter"):
+        options = ["--input", str(tmp_path / f"{name}.jsonl"), "--output", str(tmp_path / f"{name}-asked.jsonl")]
+        options += ["--cache", str(tmp_path / "cache"), "--on-bad-row", "skip", "--precision", "fp64"]
+        assert predict.main([str(tmp_path / "none"), *options]) == 0
+        drawn[name] = {row: text.strip() for row, text in answers(tmp_path / f"{name}-asked.jsonl").items()}
+    assert len(drawn["none"]) == 24 and {1, 9}.isdisjoint(drawn["none"])
+    assert len({*drawn["none"].values()}) > 20, "little is drawn"
+    assert drawn["documents"] == drawn["none"] == drawn["validation"]
+    assert [*drawn["shorter"].values()] != [*drawn["none"].values()], "another place, other texts"
+
+
+def answers(file: Path) -> dict[int, str]:
+    """Return the prediction of each row."""
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return {record["row"]: record["prediction"] for record in records}
 
 
 def test_a_model_of_our_own_goes_on_with_conversations(configure: MakeConfig, tmp_path: Path) -> None:

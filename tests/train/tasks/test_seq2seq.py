@@ -19,6 +19,7 @@ from data.source import Rows
 from tests.conftest import WORDS
 from tests.every_task.seq2seq import rows as pairs
 from tests.worker import carry_out
+from train import predict
 from train.tasks.seq2seq import Config, Seq2Seq
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -133,3 +134,28 @@ def test_families_from_scratch_train_resume_and_write_when_loaded_again(
     for line, example in zip(lines, given["validation"], strict=True):
         ids = tokenizer(example["source"], truncation=True, max_length=24, return_tensors="pt")["input_ids"]
         assert line["prediction"] == tokenizer.decode(model.generate(ids)[0], skip_special_tokens=True).strip()
+
+
+def test_the_same_texts_are_drawn_in_evaluation_and_for_those_who_ask(
+    make_config: MakeConfig, tiny_encoder_decoder: str, tmp_path: Path
+) -> None:
+    """Also where a row is skipped that is none of theirs."""
+    task = {"name": "seq2seq", "generation": {"max_new_tokens": 6, "temperature": 1.0}}
+    run = make_config(updates=1, task=task, data__max_length=24, data__on_bad_row="skip", metrics=["bleu"])
+    run["model"] = {"path": tiny_encoder_decoder}
+    examples = pairs(12, 12)
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    examples[3] = {"source": " ", "target": "w1"}
+    for role in ("train", "validation"):
+        Path(run["data"][role]).write_text("".join(json.dumps(example) + "\n" for example in examples))
+    assert carry_out(run) == 0
+    options = ["--input", str(tmp_path / "all.jsonl"), "--output", str(tmp_path / "asked.jsonl")]
+    options += ["--cache", str(tmp_path / "cache"), "--precision", "fp64"]
+    assert predict.main([run["output"], *options]) == 0
+    files = (Path(run["output"]) / "predictions" / "validation.jsonl", tmp_path / "asked.jsonl")
+    judged, asked = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert [line["row"] for line in judged] == [row for row in range(12) if row != 3]
+    assert len({line["prediction"] for line in judged}) > 8, "little is drawn"
+    assert len(asked) == 12
+    for line in judged:
+        assert line["prediction"] == asked[line["row"]]["prediction"]
