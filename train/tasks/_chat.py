@@ -34,7 +34,6 @@ REMEDY: Final = (
     "the token that ends its turn inside"
 )
 
-
 PLAIN: Final = Conversation([{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good morning"}])
 
 
@@ -189,6 +188,7 @@ def ask(tokenizer: Any, template: Template, conversations: Sequence[Conversation
     for conversation in conversations:
         try:
             text, _ = _jinja(tokenizer, template, conversation, ask=True)
+            _check(tokenizer, template, conversation, text, ask=True)
             found.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
         except Unusable as problem:
             found.append(str(problem))
@@ -223,10 +223,7 @@ def _write(tokenizer: Any, template: Template, conversation: Conversation) -> tu
     else:
         text, _ = _jinja(tokenizer, template, conversation)
         spans = [_proved(tokenizer, template, conversation, place, text) for place in turns if place >= first]
-    check_said(conversation, text, spans)
-    for place, message in enumerate(given):
-        if message["role"] not in ("user", "assistant") and message.get("content", "").strip():
-            _heard(tokenizer, template, conversation, place, text)
+    _check(tokenizer, template, conversation, text, spans)
     return text, spans
 
 
@@ -260,15 +257,21 @@ def _proved(tokenizer: Any, template: Template, conversation: Conversation, plac
     return start, stop
 
 
-def _heard(tokenizer: Any, template: Template, conversation: Conversation, place: int, text: str) -> None:
-    """Raise `Unusable` for a message that the template leaves out without a word, as some do with roles unknown."""
-    given = conversation.messages
-    try:
-        without, _ = _jinja(tokenizer, template, conversation._replace(messages=given[:place] + given[place + 1 :]))
-    except Unusable:  # it is missed
-        return
-    if without == text:
-        raise Unusable(f"the template leaves out message {place}: role {given[place]['role']!r} is unknown to it")
+def _check(
+    tokenizer: Any, template: Template, given: Conversation, text: str, spans: Sequence[Span] = (), *, ask: bool = False
+) -> None:
+    """Raise `Unusable` for what a template leaves out without a word, as some do with messages of roles unknown."""
+    check_said(given, text, spans)
+    for place, message in enumerate(given.messages):
+        if message["role"] in ("user", "assistant") or not message.get("content", "").strip():
+            continue
+        others = given._replace(messages=given.messages[:place] + given.messages[place + 1 :])
+        try:
+            without, _ = _jinja(tokenizer, template, others, ask=ask)
+        except Unusable:  # it is missed
+            continue
+        if without == text:
+            raise Unusable(f"the template leaves out message {place}: role {message['role']!r} is unknown to it")
 
 
 def _jinja(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+log = logging.getLogger("train")
+
 MESSAGES: Final = ("messages", "conversations")
+TOOLS: Final = "tools"
 
 Message = dict[str, Any]
 
@@ -44,7 +49,7 @@ class Columns(NamedTuple):
             usual = None
         else:
             usual = usual or MESSAGES[0]
-        described = config.tools or ("tools" if any("tools" in names for names in files) else None)
+        described = config.tools or (TOOLS if any(TOOLS in names for names in files) else None)
         return cls(config.messages or usual, config.prompt or "prompt", config.completion or "completion", described)
 
     @property
@@ -68,6 +73,21 @@ class Columns(NamedTuple):
         """Return what a row asks the assistant; raise `Unusable`."""
         name = self.messages or self.prompt
         return unanswered(row[name], name, tools(row[self.tools], self.tools) if self.tools else None)
+
+
+def tools_asked(known: str | None, files: Sequence[Collection[str]]) -> str | None:
+    """Return the column of tools of rows that are to be answered, if any file has it: `known`, that of training.
+
+    It is said if there is one of the usual name that is not read.
+    """
+    if any(known in names for names in files):
+        return known
+    if any(TOOLS in names for names in files) and os.environ.get("RANK", "0") == "0":
+        remedy = (
+            "none was read in training" if known is None else f"in training it was {known!r}: --column {known}=tools"
+        )
+        log.warning("the column %r is not read; %s", TOOLS, remedy)
+    return None
 
 
 def unanswered(value: Any, name: str, tools: list[dict[str, Any]] | None) -> Conversation:

@@ -13,6 +13,8 @@ from train.tasks._messages import Conversation, Message, Unusable
 Marked = tuple[list[int], list[int]]
 """Tokens, and for each 1 if it counts, 0 if it is only read."""
 
+LOOKED_AT = 1_000
+
 
 class Pair(NamedTuple):
     """One prompt and the two answers to it: texts, or lists of messages."""
@@ -46,10 +48,14 @@ class Columns:
         _fields.check(rows, found.names, "task (choose columns with task.prompt, task.chosen and task.rejected)")
         return found
 
-    def texts(self, rows: Rows) -> bool:
-        """Whether prompt and answers are texts, by the first row."""
-        names = [name for name in (self.prompt, self.chosen, self.rejected) if name]
-        return all(isinstance(_fields.value(rows.dataset[0], name), str) for name in names)
+    def texts(self, rows: Rows) -> bool | None:
+        """Whether prompt and answers are texts, by the first row that is a pair; None if the first 1,000 are none."""
+        for place in range(min(LOOKED_AT, len(rows.dataset))):
+            try:
+                return isinstance(self.pair(rows.dataset[place]).chosen, str)
+            except Unusable:
+                continue
+        return None
 
     def pair(self, row: Mapping[str, Any]) -> Pair:
         """Return the pair of a row; raise `Unusable`.

@@ -19,7 +19,7 @@ from train.tasks import _proof, _turns
 from train.tasks._chat import Template, choose, render
 from train.tasks._generation import Generation, ends, texts
 from train.tasks._losses import token_losses
-from train.tasks._messages import Columns, Unusable
+from train.tasks._messages import Columns, Unusable, tools_asked
 from train.tasks._pieces import by_row, positions, sums
 from train.tasks._writing import Writer, keys
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces
@@ -273,7 +273,7 @@ class Chat(Task):
 
     def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Writer:
         """Return what writes the assistant's next turn; its own at the end of a conversation is left out."""
-        found = self.found if self.found.tools in rows[0].dataset.column_names else self.found._replace(tools=None)
+        found = self.found._replace(tools=tools_asked(self.found.tools, [part.dataset.column_names for part in rows]))
         return Writer.of(_turns.Question(found, self.template, tokenizer), self.config.generation, model, tokenizer)
 
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from data.encode import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
-from train.tasks import _chat, _fields, _preference, _proof
+from train.tasks import _chat, _fields, _messages, _preference, _proof
 from train.tasks._answering import Prompts, Scores
 from train.tasks._generation import Generation
 from train.tasks._messages import Unusable
@@ -111,9 +111,9 @@ class Preference(Task):
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> Preference:
         """Find the columns and the template; raise `UserError` where nothing says where an answer begins or ends."""
         where = Columns.found(rows, config)
-        texts = {where.texts(part) for part in rows if len(part.dataset)}
+        texts = {where.texts(part) for part in rows}
         template = None
-        if False in texts:
+        if False in texts or (config.template and True not in texts):
             template = _chat.choose(tokenizer, config.template, with_tools=where.tools is not None)
         elif config.template or config.tools:
             key = "template" if config.template else "tools"
@@ -273,11 +273,12 @@ class Preference(Task):
 
     def asked(self, model: nn.Module, tokenizer: Any, rows: Sequence[Rows]) -> Writer | Scores:
         """Return what answers prompts; or, of a reward model, scores answers, which stand in the column `chosen`."""
-        there, where = _fields.names(rows[0]), self.where
+        there, files = _fields.names(rows[0]), [_fields.names(part) for part in rows]
+        tools = _messages.tools_asked(self.where.tools if self.template else None, files)
+        where = replace(self.where, tools=tools)
         if self.kind == "rewards":
             return Scores(where, self.frame, self.template, tokenizer)
         name = where.prompt or ("prompt" if "prompt" in there else where.chosen)
-        tools = where.tools if where.tools in there else None
         prompts = Prompts(name, tools, self.frame, self.template, tokenizer)
         return Writer.of(prompts, self.config.generation, model, tokenizer)
 

@@ -290,6 +290,29 @@ def test_packed_apart_and_asked_the_same_texts_are_drawn(configure: MakeConfig, 
     assert [*drawn["shorter"].values()] != [*drawn["none"].values()], "another place, other texts"
 
 
+def test_tools_of_those_who_ask_are_read_or_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    """From any file, as in training; a column of them that training had not, or under another name, is spoken of."""
+    tokenizer, talk = byte_tokenizer(), talks(1, 0)
+    model = family_model("llama", tokenizer)
+    tools = [json.dumps([{"name": "f"}])]
+    caplog.clear()
+    plain, calling, named = (
+        prepared(tokenizer, {"messages": talk, **more}, template="chatml", **config)
+        for more, config in (
+            ({}, {"generation": {"max_new_tokens": 9}}),
+            ({"tools": tools}, {"generation": {"max_new_tokens": 9}}),
+            ({"functions": tools}, {"tools": "functions", "generation": {"max_new_tokens": 9}}),
+        )
+    )
+    for rows in ([plain[1], calling[1]], [calling[1], plain[1]]):
+        assert calling[0].asked(model, tokenizer, rows).columns == ("messages", "tools")
+    assert calling[0].asked(model, tokenizer, [plain[1]]).columns == ("messages",)
+    assert not caplog.messages
+    for task, said in ((plain[0], "none was read in training"), (named[0], "--column functions=tools")):
+        assert task.asked(model, tokenizer, [plain[1], calling[1]]).columns == ("messages",)
+        assert "the column 'tools' is not read" in caplog.messages[-1] and said in caplog.messages[-1]
+
+
 def answers(file: Path) -> dict[int, str]:
     """Return the prediction of each row."""
     records = [json.loads(line) for line in file.read_text().splitlines()]

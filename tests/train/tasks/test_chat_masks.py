@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import UserError
 from tests.train.tasks.chat_templates import CHATML, SPECIAL, TEMPLATES, byte_tokenizer
-from train.tasks._chat import BUILT_IN, Conversation, Template, choose, render
+from train.tasks._chat import BUILT_IN, Conversation, Template, ask, choose, render
 from train.tasks._messages import Unusable, messages, tools
 
 Turns = list[tuple[str, str]]
@@ -196,6 +196,23 @@ def test_what_a_template_leaves_out_is_told() -> None:
     tokenizer.chat_template = CHATML.replace("message.content or ''", "message.content[0].text or ''")
     with pytest.raises(UserError, match=r"the template leaves out what message 0 says: 'Hello'"):
         choose(tokenizer, None)
+
+
+def test_what_is_asked_is_looked_through_in_the_same_way() -> None:
+    """What training refuses is refused where an answer is wanted: a role, tools or a call that nobody would see."""
+    tokenizer = byte_tokenizer("qwen3")
+    template, turns = choose(tokenizer, None), said([("system", "x"), *TALK[:3]])
+    odd = said([TALK[0], ("critic", "x"), TALK[2]])
+    ids, refused = ask(tokenizer, template, [Conversation(turns), Conversation(odd)])
+    shown = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    assert ids == shown and refused == "the template leaves out message 1: role 'critic' is unknown to it"
+    tokenizer.chat_template = CHATML.replace("if tools", "if false").replace("message.tool_calls or []", "[]")
+    calling = messages(CALLING, "messages")[:3]
+    given = [Conversation(turns, tools([WEATHER], "tools")), Conversation(calling)]
+    assert ask(tokenizer, choose(tokenizer, None), given) == [
+        "the template leaves out the tools: it does not know 'weather'",
+        "the template leaves out what message 1 says: 'weather'",
+    ]
 
 
 def test_templates_that_a_tokenizer_cannot_use_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -459,3 +459,34 @@ def test_columns_and_keys_that_cannot_be(tokenizer: Any, make_config: MakeConfig
         task = {"name": "preference", "loss": loss, key: value}
         with pytest.raises(UserError, match=f"{key} has no effect with loss {loss}; it is for dpo"):
             validate(make_config(task=task), "test")
+
+
+def test_a_first_row_that_is_bad_does_not_decide_the_kind_of_all(tokenizer: Any, tmp_path: Path) -> None:
+    texts = [{"prompt": "w1", "chosen": "w2", "rejected": "w3"}] * 2
+    for bad in ({"chosen": None}, {"prompt": None}, {"rejected": "w2"}):
+        examples = [{**texts[0], **bad}, *texts]
+        task, rows = prepare(tokenizer, examples), Rows(Dataset.from_list(examples), "rows.jsonl")
+        assert task.template is None
+        found = encode_sources([[rows]], task, tokenizer, LENGTH, skip_bad=True, cache=tmp_path)
+        assert found.dataset["row"][:] == [1, 2] and len(found.skipped) == 1
+    talks: list[Any] = [{"chosen": [USER, BOT], "rejected": None}, {"chosen": [USER, BOT], "rejected": [USER, BOT]}]
+    talks.append({"chosen": [USER, BOT], "rejected": [USER, said("no")]})
+    assert prepare(byte_tokenizer(), talks).problem(talks[-1]) is None
+    assert prepare(byte_tokenizer(), talks[:1], template="chatml").problem(talks[-1]) is None
+
+
+def test_tools_of_prompts_are_read_from_any_file_or_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    made = byte_tokenizer()
+    pair = {"chosen": [USER, BOT], "rejected": [USER, said("no")]}
+    described = {**pair, "tools": json.dumps([{"name": "f"}])}
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}
+    settings = transformers.AutoConfig.for_model("gpt2", vocab_size=len(made), **sizes)
+    model = transformers.AutoModelForCausalLM.from_config(settings)
+    plain, calling = (Rows(Dataset.from_list([row]), "rows.jsonl") for row in (pair, described))
+    for loss in ("dpo", "reward"):
+        knows, knows_not = (prepare(made, [row], template="chatml", loss=loss) for row in (described, pair))
+        assert "tools" in knows.asked(model, made, [plain, calling]).columns
+        assert not caplog.messages
+        assert "tools" not in knows_not.asked(model, made, [plain, calling]).columns
+        assert caplog.messages == ["the column 'tools' is not read; none was read in training"]
+        caplog.clear()
