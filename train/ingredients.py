@@ -96,7 +96,7 @@ def read(config: RunConfig) -> Ingredients:
         splits[role] = encode_sources(sources, task, tokenizer, max_length, skip_bad=skip_bad, cache=cache)
     task = task.informed(splits["train"])
     fresh = new if config.model.path else [name for name, _ in model.named_parameters()]
-    task.initialize(model, fresh, splits["train"])
+    task.initialize(model, fresh, splits)
     if config.adapter:
         model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
     return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length)

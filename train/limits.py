@@ -18,3 +18,14 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1  # RoBERTa counts positions from there
     return int(min(positions, tokenizer.model_max_length))
+
+
+def longest_output(model: PreTrainedModel) -> int:
+    """Return how many tokens the decoder of an encoder and decoder can write: one at each of its positions.
+
+    One that knows only the distance between tokens (T5's) sets no limit.
+    """
+    config = model.config.get_text_config(decoder=True)
+    names = ("max_decoder_position_embeddings", "max_position_embeddings")  # LED has one for each side
+    positions = next((found for name in names if (found := getattr(config, name, None))), 0)
+    return int(positions) if positions > 0 else 10**9

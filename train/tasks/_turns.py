@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,15 +13,20 @@ from numpy.typing import NDArray
 
 from data.collate import mask, pad
 from data.encode import Encoded
+from train.limits import longest_input
 from train.tasks._chat import Template, ask
 from train.tasks._generation import Generation
 from train.tasks._messages import Columns, Unusable
+from train.tasks._writing import most_tokens
 from train.tasks.base import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+log = logging.getLogger("train")
+
 Tokens = NDArray[np.int64]
+LOOKED_AT = 1_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,37 @@ class Question:
         names, parts = list(rows), zip(*rows.values(), strict=True)
         asked = [self.found.question(dict(zip(names, values, strict=True))) for values in parts]
         return ask(self.tokenizer, self.template, asked)
+
+
+def settle(
+    generation: Generation, model: Any, tokenizer: Any, splits: Mapping[str, Encoded], *, inherits: bool
+) -> None:
+    """Let the model write turns as the config says, and as long as there is room behind any prompt of an evaluation.
+
+    Usual are turns twice as long as those of the first conversations. Raises `UserError` where there is no room.
+    """
+    train = splits["train"].features(np.arange(min(LOOKED_AT, len(splits["train"].dataset))))
+    longest = max(int(counts.max()) for counts in train["counts"])
+    judged = [encoded for role, encoded in splits.items() if role != "train"]
+    before, limit = max(map(longest_prompt, judged), default=1), longest_input(model, tokenizer)
+    why = (
+        f"the model takes {limit:,} tokens, and the longest prompt of the rows to be judged has {before:,}. Lower "
+        "data.max_length, which cuts conversations, or task.generation.max_new_tokens"
+    )
+    most = most_tokens(generation.max_new_tokens, 2 * longest, limit - before, why)
+    if most < longest and not generation.max_new_tokens and os.environ.get("RANK", "0") == "0":
+        log.warning("task.generation: a turn ends after %d tokens, there are some of %d; %s", most, longest, why)
+    generation.settle(model, tokenizer, most, inherits=inherits)
+
+
+def longest_prompt(encoded: Encoded) -> int:
+    """Return how many tokens the longest prompt has of those that last turns are written from."""
+    longest, size = 0, len(encoded.dataset)
+    for first in range(0, size, LOOKED_AT):
+        features = encoded.features(np.arange(first, min(first + LOOKED_AT, size)))
+        for labels, pieces in zip(features["labels"], features["pieces"], strict=True):
+            longest = max(longest, *(_last(labels[start:stop])[0] + 1 for start, stop in _bounds(pieces)))
+    return longest
 
 
 def written(generation: Generation, model: nn.Module, tokenizer: Any, tensors: dict[str, Tensor]) -> Tensor:

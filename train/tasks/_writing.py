@@ -35,6 +35,18 @@ def keys(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return example_keys(rows, "evaluation").astype(np.int64)
 
 
+def most_tokens(own: int | None, usual: int, room: int, why: str) -> int:
+    """Return how many tokens a text may have: `own`, of the config; without, the usual number as far as there is room.
+
+    Raises `UserError` where there is none for it: before training, since nothing would be written past a model's end.
+    `why` says what takes the room, and the remedy.
+    """
+    if (own or 1) > room:
+        asked = f"{own:,} tokens are" if own else "a single token is"
+        raise UserError(f"task.generation.max_new_tokens: {asked} more than there is room for; {why}")
+    return own or min(usual, room)
+
+
 class Beginner(Protocol):
     """What knows where writing begins: a task, or what stands for it."""
 
@@ -65,7 +77,7 @@ class Writer:
         owner: Any = model
         generation = generation or Generation()
         longest = longest_input(owner, tokenizer)
-        usual = min(owner.generation_config.max_new_tokens or MOST, max(1, longest // 2))
+        usual = owner.generation_config.max_new_tokens or min(MOST, longest // 2)
         generation.settle(model, tokenizer, usual, inherits=True)
         new = owner.generation_config.max_new_tokens
         if new >= longest:

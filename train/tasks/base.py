@@ -135,8 +135,11 @@ class Task(ABC):
         """Return the task with what it needs to know of the whole training set, such as the frequency of labels."""
         return self
 
-    def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:  # noqa: B027
-        """Set what the training set tells of the parameters that are new (`fresh`, by name), better than chance."""
+    def initialize(self, model: nn.Module, fresh: Collection[str], splits: Mapping[str, Encoded]) -> None:  # noqa: B027
+        """Set what the training set tells of the parameters that are new (`fresh`, by name), better than chance.
+
+        `splits` are the encoded rows by role. Raises `UserError` where the model cannot do what they ask of it.
+        """
 
     def reference(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
         """Return what the loss needs of the starting model, first dimension B: it is asked once, before the first

@@ -146,16 +146,14 @@ class Chat(Task):
         if self.config.packing == "documents":
             _proof.prove_isolated(model, "Set task.packing=none (a conversation a row, padded)")
 
-    def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:
+    def initialize(self, model: nn.Module, fresh: Collection[str], splits: Mapping[str, Encoded]) -> None:
         """Let the model stop where a turn ends, and write as the config says, also exported."""
         settings: Any = model.generation_config
         settings.eos_token_id = ends(settings.eos_token_id, self.tokenizer.eos_token_id)
         settings.pad_token_id = self.tokenizer.pad_token_id
         if self.config.generation:
-            first = train.features(np.arange(min(1_000, len(train.dataset))))
-            longest = max(int(counts.max()) for counts in first["counts"])
             inherits = len(fresh) < len([*model.parameters()])
-            self.config.generation.settle(model, self.tokenizer, 2 * longest, inherits=inherits)
+            _turns.settle(self.config.generation, model, self.tokenizer, splits, inherits=inherits)
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """Messages must be lists of them, with text; the assistant's not empty."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from pydantic import Field
@@ -14,11 +14,12 @@ from data.collate import mask, pad
 from data.encode import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
+from train.limits import longest_output
 from train.tasks import _fields
 from train.tasks._asked import Asked
 from train.tasks._generation import Generation, texts
 from train.tasks._losses import token_losses
-from train.tasks._writing import keys
+from train.tasks._writing import keys, most_tokens
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Seq2Seq(Task):
         """Of the words and the characters that are written."""
         return ("bleu", "chrf") if self.config.generation else ()
 
-    def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:
+    def initialize(self, model: nn.Module, fresh: Collection[str], splits: Mapping[str, Encoded]) -> None:
         """Say what a text begins with where the model does not; let it write as the config says, also exported."""
         settings: Any = model.config
         start = getattr(settings, "decoder_start_token_id", None)
@@ -129,10 +130,19 @@ class Seq2Seq(Task):
             settings.decoder_start_token_id = next(
                 token for token in starts if token is not None and token < known.num_embeddings
             )
+        room, cut = longest_output(cast(Any, model)), self.config.max_target_length
+        if cut and cut > room:
+            raise UserError(f"task.max_target_length: {cut} is more than the {room} tokens that the decoder can write")
         if self.config.generation:
-            longest = self.config.max_target_length or int(max(map(len, train.dataset[:1000]["labels"])) * 2)
+            usual = cut or int(max(map(len, splits["train"].dataset[:1000]["labels"])) * 2)
             inherits = len(fresh) < len([*model.parameters()])  # what a kind of model forces means nothing from scratch
-            self.config.generation.settle(model, self.tokenizer, longest, inherits=inherits)
+            self._settle(self.config.generation, model, usual, inherits=inherits)
+
+    def _settle(self, how: Generation, model: Any, usual: int, *, inherits: bool) -> None:
+        """Let the model write as is said, within the positions of its decoder."""
+        room = longest_output(model)
+        most = most_tokens(how.max_new_tokens, usual, room, f"the decoder can write {room:,}. Lower it")
+        how.settle(model, self.tokenizer, most, inherits=inherits)
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """Source and target must be texts that are not empty."""
@@ -217,7 +227,7 @@ class Seq2Seq(Task):
         """Targets are not needed: a mark stands for them. `translation.en` may be a column `en` of its own here."""
         owner: Any = model
         how = self.config.generation or Generation()
-        how.settle(model, tokenizer, owner.generation_config.max_new_tokens or 256, inherits=True)
+        self._settle(how, model, owner.generation_config.max_new_tokens or 256, inherits=True)
         there, short = _fields.names(rows[0]), self.source.rpartition(".")[2]
         source = short if self.source not in there and short in there else self.source
         config = self.config.model_copy(update={"generation": how})

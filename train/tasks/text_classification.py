@@ -196,12 +196,12 @@ class TextClassification(Task):
         balanced = rows / counts - 1 if self.kind == "multi_label" else rows / (len(names) * counts)
         return replace(self, weights=tuple(balanced.tolist()))
 
-    def initialize(self, model: nn.Module, fresh: Collection[str], train: Encoded) -> None:
+    def initialize(self, model: nn.Module, fresh: Collection[str], splits: Mapping[str, Encoded]) -> None:
         """Begin with the mean of the numbers, or with the frequency of each label."""
         if self.kind == "regression":
-            _head.begin_at(model, fresh, [float(train.column("label").mean())])
+            _head.begin_at(model, fresh, [float(splits["train"].column("label").mean())])
         elif self.kind == "multi_label":
-            counts, rows = [*self.balance(train).values()], len(train.dataset)
+            counts, rows = [*self.balance(splits["train"]).values()], len(splits["train"].dataset)
             _head.begin_at(model, fresh, _head.log_odds(counts, rows, self.config.label_smoothing, self.weights))
 
     def balance(self, encoded: Encoded) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,34 @@ def answers(file: Path) -> dict[int, str]:
     """Return the prediction of each row."""
     records = [json.loads(line) for line in file.read_text().splitlines()]
     return {record["row"]: record["prediction"] for record in records}
+
+
+def test_no_turn_is_written_past_the_models_end(
+    configure: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes 64 tokens: by default there is room behind the longest prompt; too much asked is told at the start."""
+    long = [[{"role": "user", "content": "w1"}, {"role": "assistant", "content": " ".join(["w2"] * 34)}]]
+    asked = [[{"role": "user", "content": " ".join(["w2"] * 40)}, {"role": "assistant", "content": "w1"}]]
+    for role, given in (("train", long), ("validation", [*long, *asked])):
+        (tmp_path / f"{role}.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in given * 9))
+    config = configure(updates=1, evaluate={"every": 1})
+    config["data"]["max_length"] = 60
+    config["task"]["generation"] = {"max_new_tokens": 23}
+    with pytest.raises(
+        UserError, match=r"max_new_tokens: 23 tokens are more .* has 42\. Lower data\.max_length, which cuts"
+    ):
+        carry_out(config)
+    assert not Path(config["output"]).exists()
+    config["data"]["max_length"] = 64
+    for generation in ({"max_new_tokens": 22, "min_new_tokens": 22}, {"min_new_tokens": 22}):
+        config["task"]["generation"] = generation
+        caplog.clear()
+        assert carry_out(config) == 0
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+        assert model.generation_config.max_new_tokens == 22
+        assert ("a turn ends after 22 tokens, there are some of 35" in caplog.text) == (len(generation) == 1)
+        config["output"] = str(tmp_path / "out")
+        shutil.rmtree(config["output"])
 
 
 def test_a_model_of_our_own_goes_on_with_conversations(configure: MakeConfig, tmp_path: Path) -> None:

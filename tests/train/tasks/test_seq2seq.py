@@ -159,3 +159,35 @@ def test_the_same_texts_are_drawn_in_evaluation_and_for_those_who_ask(
     assert len(asked) == 12
     for line in judged:
         assert line["prediction"] == asked[line["row"]]["prediction"]
+
+
+def test_no_text_is_written_past_the_decoders_end(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each position writes a token: by default as many as there are, and more are refused before training."""
+    run = make_config(updates=1, precision="fp32", task={"name": "seq2seq"}, data__max_length=16, metrics=["bleu"])
+    run["model"] = {
+        "config": {"model_type": "bart", **BART, "max_position_embeddings": 16},
+        "tokenizer": {"train": {"kind": "wordpiece"}},
+    }
+    for role in ("train", "validation"):
+        example = {"source": "w1 w2", "target": " ".join(WORDS[:14])}
+        Path(run["data"][role]).write_text((json.dumps(example) + "\n") * 9)
+    for task, said in (
+        (
+            {"generation": {"max_new_tokens": 17}},
+            "task.generation.max_new_tokens: 17 tokens are more than .* 16. Lower",
+        ),
+        ({"max_target_length": 17}, "task.max_target_length: 17 is more than the 16 tokens that the decoder can write"),
+    ):
+        with pytest.raises(UserError, match=said):
+            carry_out({**run, "task": {"name": "seq2seq", **task}})
+    assert not Path(run["output"]).exists()
+    run["task"]["generation"] = {"min_new_tokens": 16}
+    assert carry_out(run) == 0
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(Path(run["output"]) / "model")
+    assert model.generation_config.max_new_tokens == 16
+    options = ["--input", run["data"]["validation"], "--output", str(tmp_path / "asked.jsonl"), "--precision", "fp32"]
+    options += ["--cache", str(tmp_path / "cache")]
+    assert predict.main([run["output"], *options, "task.generation.max_new_tokens=17"]) == 2
+    assert "17 tokens are more than there is room for" in capsys.readouterr().err
