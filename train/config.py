@@ -94,7 +94,9 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _between_sections(self) -> RunConfig:
-        problems = [*_between(self.model_dump()), *between_task(self.task.name, self.task.whole, self.adapter)]
+        problems = _between(self.model_dump())
+        if isinstance(self.task, TaskConfig):  # one that there is
+            problems += between_task(self.task.name, self.task.whole, self.adapter)
         if problems:
             raise ValueError("\n".join(problems))
         return self
