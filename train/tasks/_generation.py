@@ -104,12 +104,12 @@ class Generation(Section):
         import torch
 
         owner = getattr(model, "module", model)
-        lengths = mask.sum(1)
-        if not owner.config.is_encoder_decoder and bool((lengths != lengths[0]).any()) and not _knows_padding(owner):
+        shared_out, lengths = _is_shared_out(owner), mask.sum(1)  # the former may change what `generate` is
+        ragged = not shared_out and bool((lengths != lengths[0]).any())  # a proof would need all processes at once
+        if not owner.config.is_encoder_decoder and ragged and not _knows_padding(owner):
             return self._write_apart(model, tokenizer, ids, lengths, keys)
         settings, drawn = copy.deepcopy(owner.generation_config), []
         begins = 1 if owner.config.is_encoder_decoder else ids.shape[1]
-        shared_out = _is_shared_out(owner)  # may change what `generate` is
         if self.temperature is not None:
             assert keys is not None, "nothing to draw from"
             settings.do_sample, settings.temperature, settings.top_k, settings.top_p = False, 1.0, 50, 1.0
