@@ -20,9 +20,8 @@ from pathlib import Path
 from datasets import concatenate_datasets, disable_progress_bars
 
 from data.errors import UserError
-from data.source import Source, open_rows
+from data.source import Source, check_columns, open_rows
 from data.text_files import LINE
-from train.tasks.base import check_columns
 
 
 def shared_out(groups: list[str], shares: dict[str, float]) -> dict[str, str]:
