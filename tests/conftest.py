@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 WORDS = [f"w{number}" for number in range(60)]
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+"""What the only process writes of a checkpoint's model, or of its optimizer."""
 SHAPES = ("single_label", "multi_label", "pair", "regression")
 
 
@@ -157,6 +159,17 @@ def write_config(config: dict[str, Any], file: Path) -> Path:
     """Write a config as YAML; return the file."""
     file.write_text(yaml.safe_dump(config))
     return file
+
+
+def checkpoint(output: Path, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tensors of the model, and those of the optimizer as PARAMETER.KEY, after update `number`.
+
+    Of a checkpoint that one process wrote.
+    """
+    from safetensors.torch import load_file
+
+    folder = output / "checkpoints" / f"update-{number:08d}"
+    return load_file(folder / "model" / SHARD), load_file(folder / "optimizer" / SHARD)
 
 
 def figures(output: Path, name: str) -> dict[int, float]:

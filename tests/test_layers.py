@@ -58,6 +58,8 @@ LAYERS: dict[str, float] = {
     "train.metrics": 1,
     "train.model": 1,
     "train.optim": 1,
+    "train.shards": 0.9,
+    "train.learned": 0.95,
     "train.checkpoint": 1,
     "train.tracking": 1,
     "train.problems": 1,

@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_model
 
 from data.errors import UserError
 from train import manifest, weights
-from train.adapter_files import frozen
+from train.learned import Learned
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger("train")
-logging.getLogger("accelerate.utils.other").setLevel(
-    logging.ERROR
-)  # tied weights are saved once, each time with a warning
 
 STATE = "state.json"
 
@@ -62,6 +58,7 @@ class Checkpoints:
         self,
         folder: Path,
         accelerator: Accelerator,
+        learned: Learned,
         *,
         keep: int,
         best: str | None,
@@ -70,6 +67,7 @@ class Checkpoints:
     ) -> None:
         self.folder = folder
         self.accelerator = accelerator
+        self.learned = learned
         self.keep = keep
         self.best = best
         self.higher_is_better = higher_is_better
@@ -154,8 +152,8 @@ class Checkpoints:
     def load_weights(self, update: int) -> None:
         """Bring model and optimizer back, but leave the state as it is."""
         try:
-            self.accelerator.load_state(str(self.path(update)))
-        except (RuntimeError, ValueError, KeyError) as error:
+            self.learned.load(self.path(update))
+        except ValueError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
                 f"{self.path(update)}: this checkpoint is not of the model or optimizer that the config names "
@@ -213,8 +211,7 @@ class Checkpoints:
         return None
 
     def _write(self, writing: Path) -> None:
-        self.accelerator.save_state(str(writing), safe_serialization=True)
-        (writing / f"random_states_{self.accelerator.process_index}.pkl").unlink(missing_ok=True)
+        self.learned.save(writing)
         if self.accelerator.is_main_process:
             (writing / STATE).write_text(json.dumps(asdict(self.state), indent=1), encoding="utf-8")
 
@@ -229,27 +226,6 @@ class Checkpoints:
         for folder in folders[self.keep :]:
             if folder != self.path(self.state.best_update):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def only_what_learns(accelerator: Accelerator) -> None:
-    """Keep parameters that do not learn out of all checkpoints, and do not look for them there: they are the base's."""
-
-    def save(models: list[Any], states: list[dict[str, Any]], folder: str) -> None:
-        for model, state in zip(models, states, strict=False):
-            for name in frozen(model, state):
-                del state[name]
-
-    def load(models: list[Any], folder: str) -> None:
-        for number, model in enumerate(models):
-            file = Path(folder) / f"model{f'_{number}' if number else ''}.safetensors"
-            missing, unexpected = load_model(model, file, strict=False)
-            lost = {*unexpected, *missing} - frozen(model, model.state_dict())
-            if lost:
-                raise ValueError(f"{sorted(lost)[0]} is in one and not in the other")
-        models.clear()  # accelerate has none left to load
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
 
 
 def _make(folder: Path) -> None:

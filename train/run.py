@@ -17,7 +17,7 @@ from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
 from train import adapter, files, hardware, metrics, output, signals
-from train.checkpoint import Checkpoints, only_what_learns
+from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.coupling import coupled, unchanged
 from train.durations import in_updates, total_updates
@@ -26,6 +26,7 @@ from train.finish import finish
 from train.ingredients import Ingredients, cache_folder, read
 from train.journal import Journal
 from train.layers import depths, unused
+from train.learned import Learned
 from train.loop import Every, fit
 from train.optim import build_optimizer, rate, scales
 from train.reference import referred
@@ -57,7 +58,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     updates = total_updates(config.epochs, config.updates, per_epoch)
     learner = _learner(config, ingredients, batches, updates)
     evaluators = _evaluators(config, ingredients, learner.model, bounds)
-    checkpoints = _checkpoints(config, accelerator)
+    checkpoints = _checkpoints(config, learner)
     accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
     lock = output.begin(config) if accelerator.is_main_process else None
     newest = checkpoints.newest()
@@ -203,15 +204,14 @@ def _evaluators(config: RunConfig, ingredients: Ingredients, model: Any, bounds:
     return evaluators
 
 
-def _checkpoints(config: RunConfig, accelerator: Accelerator) -> Checkpoints:
+def _checkpoints(config: RunConfig, learner: Learner) -> Checkpoints:
     settings = config.checkpoint
     best = settings.best and f"validation/{settings.best.removeprefix('validation/')}"
     higher = settings.best_is == "highest" or (settings.best_is == "auto" and metrics.higher_is_better(best or ""))
-    folder = Path(config.output) / "checkpoints"
-    if config.adapter:
-        only_what_learns(accelerator)
+    accelerator, folder = learner.accelerator, Path(config.output) / "checkpoints"
+    learned = Learned(accelerator, learner.model, learner.optimizer, only_what_learns=config.adapter is not None)
     return Checkpoints(
-        folder, accelerator, keep=settings.keep, best=best, higher_is_better=higher, patience=settings.patience
+        folder, accelerator, learned, keep=settings.keep, best=best, higher_is_better=higher, patience=settings.patience
     )
 
 

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from data.errors import UserError
-from tests.conftest import figures
+from tests.conftest import SHARD, figures
 from tests.distributed import launch
 from tests.worker import carry_out
 from train import manifest
 from train.checkpoint import Checkpoints
 
+NOTHING: Any = None
+"""No checkpoint is written or read."""
 MakeConfig = Callable[..., dict[str, Any]]
 
 
@@ -54,12 +56,12 @@ DAMAGES = (truncate, flip, empty, Path.unlink)
 
 def damaged_copies(output: Path, work: Path) -> Iterator[tuple[str, Path]]:
     """Yield the folder of checkpoints with each file of the newest damaged in each way, one at a time."""
-    files = sorted(path.name for path in (output / "checkpoints" / "update-00000012").iterdir())
-    assert {"model.safetensors", "optimizer.bin", "state.json", "manifest.json"} <= set(files)
-    assert not any("random" in name for name in files)
+    newest = output / "checkpoints" / "update-00000012"
+    files = sorted(str(path.relative_to(newest)) for path in newest.rglob("*") if path.is_file())
+    assert files == ["manifest.json", f"model/{SHARD}", f"optimizer/{SHARD}", "state.json"]
     for name in files:
         for damage in DAMAGES:
-            copy = work / f"{name}-{damage.__name__}"
+            copy = work / f"{name.replace('/', '-')}-{damage.__name__}"
             shutil.copytree(output / "checkpoints", copy)
             damage(copy / "update-00000012" / name)
             yield name, copy
@@ -73,7 +75,7 @@ def test_every_damage_is_seen_and_said(
     accelerator, seen = Accelerator(cpu=True), 0
     for name, folder in damaged_copies(tmp_path / "out", tmp_path / "copies"):
         caplog.clear()
-        checkpoints = Checkpoints(folder, accelerator, keep=2, best=None, higher_is_better=True, patience=None)
+        checkpoints = Checkpoints(folder, accelerator, NOTHING, keep=2, best=None, higher_is_better=True, patience=None)
         with caplog.at_level(logging.WARNING, "train"):
             assert checkpoints.newest() == 10
         assert f"rejected the checkpoint update-00000012: {name} is " in caplog.text
@@ -94,7 +96,7 @@ def test_a_run_goes_on_from_what_is_whole(
     damaged: int, interrupted: dict[str, Any], make_config: MakeConfig, tmp_path: Path
 ) -> None:
     for name in names(tmp_path / "out")[-damaged:]:
-        flip(tmp_path / "out" / "checkpoints" / name / "model.safetensors")
+        flip(tmp_path / "out" / "checkpoints" / name / "model" / SHARD)
     assert carry_out(interrupted) == 0
     undisturbed = make_config(checkpoint__every=5, data__validation=None, output=str(tmp_path / "undisturbed"))
     assert carry_out(undisturbed) == 0
@@ -113,7 +115,7 @@ def test_a_failed_save_stops_nothing_and_harms_nothing(
     def full(self: Checkpoints, writing: Path) -> None:
         real(self, writing)
         if self.state.update in (10, 15):
-            (writing / "model.safetensors").write_bytes(b"half")
+            (writing / "model" / SHARD).write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Checkpoints, "_write", full)
@@ -150,7 +152,7 @@ def test_a_really_full_disk(make_config: MakeConfig, tmp_path: Path) -> None:
         assert carry_out(config, stop_after=1) == 0
         first = small / "out" / "checkpoints" / "update-00000001"
         room = shutil.disk_usage(small).free
-        (small / "ballast").write_bytes(bytes(room - sum(f.stat().st_size for f in first.iterdir()) // 2))
+        (small / "ballast").write_bytes(bytes(room - sum(file.stat().st_size for file in first.rglob("*")) // 2))
         assert carry_out(config) == 1
         assert names(small / "out") == ["update-00000001"]
         assert manifest.problem(first) is None
@@ -259,15 +261,15 @@ def test_a_damaged_best_is_said_and_not_exported(
     monkeypatch.setattr(Checkpoints, "judge", judge)
     config = best_at_8(make_config)
     assert carry_out(config, stop_after=9) == 0
-    flip(tmp_path / "out" / "checkpoints" / "update-00000004" / "model.safetensors")
+    flip(tmp_path / "out" / "checkpoints" / "update-00000004" / "model" / SHARD)
     assert carry_out(config) == 0
-    assert "the best checkpoint, of update 4, is lost: model.safetensors is damaged" in caplog.text
-    last = (tmp_path / "out" / "checkpoints" / "update-00000012" / "model.safetensors").read_bytes()
+    assert f"the best checkpoint, of update 4, is lost: model/{SHARD} is damaged" in caplog.text
+    last = (tmp_path / "out" / "checkpoints" / "update-00000012" / "model" / SHARD).read_bytes()
     assert len(last) > 1000
     from safetensors.torch import load_file
 
     exported = load_file(tmp_path / "out" / "model" / "model.safetensors")
-    kept = load_file(tmp_path / "out" / "checkpoints" / "update-00000012" / "model.safetensors")
+    kept = load_file(tmp_path / "out" / "checkpoints" / "update-00000012" / "model" / SHARD)
     assert all(exported[name].equal(kept[name]) for name in kept)
 
 

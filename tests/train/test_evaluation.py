@@ -82,8 +82,15 @@ def test_the_best_figure_must_be_reported(make_config: MakeConfig, tmp_path: Pat
     with pytest.raises(UserError, match=r"checkpoint.best: no metric .* reports 'f1'; there are loss, accuracy"):
         carry_out(make_config(checkpoint__best="f1", updates=2))
     assert not (tmp_path / "out").exists()
+    nothing: Any = None  # no checkpoint is written
     checkpoints = Checkpoints(
-        tmp_path, Accelerator(cpu=True), keep=1, best="validation/f1_LOC", higher_is_better=True, patience=None
+        tmp_path,
+        Accelerator(cpu=True),
+        nothing,
+        keep=1,
+        best="validation/f1_LOC",
+        higher_is_better=True,
+        patience=None,
     )
     with pytest.raises(UserError, match="no evaluation reports 'validation/f1_LOC'; there are validation/loss"):
         checkpoints.judge(1, {"validation/loss": 1.0})
