@@ -35,6 +35,7 @@ LAYERS: dict[str, float] = {
     "train.plugins": 0,
     "train.manifest": 0,
     "train.durations": 0,
+    "train.strategy": 0,
     "train.hardware": 0,
     "train.layers": 0,
     "train.tracking_feed": 0,

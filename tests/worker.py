@@ -1,7 +1,8 @@
 """A process of a distributed test: carries out runs that a JSON file lists, one after the other, in one process group.
 
 torchrun starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file}, ...]; with
-"files" instead of "config", the stages of a command; with "refused", a part of the message with which it must end.
+"files" instead of "config", the stages of a command; with "refused", a part of the message with which it must end;
+with "strategy", the variables of one (see `strategies`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from tests.strategies import strategy
 from train import run, signals, stages, update
 from train.config import validate
 
@@ -103,7 +106,9 @@ def main() -> None:
             if "files" in job:
                 code = carry_out_stages(job["files"], (), job.get("stop_after"))
             else:
-                code = carry_out(job["config"], job.get("stop_after"), job.get("record"), tuple(job.get("poison", ())))
+                poison = tuple(job.get("poison", ()))
+                with strategy(job["strategy"]) if "strategy" in job else nullcontext():
+                    code = carry_out(job["config"], job.get("stop_after"), job.get("record"), poison)
             assert "refused" not in job and code == job.get("code", 0), f"exit code {code}"
         except UserError as error:
             assert "refused" in job and job["refused"] in str(error), error

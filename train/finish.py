@@ -41,7 +41,7 @@ def finish(
     figures: dict[str, float] = {}
     for evaluator in evaluators.values():
         figures.update(evaluator.figures if evaluator.judged == exported else evaluator(exported))
-    weights = accelerator.get_state_dict(learner.model)
+    weights = checkpoints.learned.whole(folder / ".whole")
     if not accelerator.is_main_process:
         return True
     own_code = ingredients.model._auto_class is not None

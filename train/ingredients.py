@@ -11,7 +11,7 @@ import torch
 from data.encode import Encoded, encode_sources
 from data.errors import UserError
 from data.source import Rows, check_columns, open_rows
-from train import adapter, hardware, metrics, plugins, tasks
+from train import adapter, hardware, metrics, plugins, strategy, tasks
 from train.config import RunConfig
 from train.limits import longest_input
 from train.model import load_model
@@ -50,6 +50,7 @@ def read(config: RunConfig) -> Ingredients:
 
     disable_progress_bars()
     accelerator, precision = hardware.build_accelerator(config.precision)
+    strategy.check(accelerator)
     token = config.hub_token.get_secret_value() if config.hub_token else None
     skip_bad = config.data.on_bad_row == "skip"
     cache = cache_folder(config)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 
-from train import shards
+from train import shards, strategy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,6 +46,23 @@ class Learned:
             scale = self._scale()
             shards.load(scale, folder / "scaler")
             self.accelerator.scaler.load_state_dict({name: value.item() for name, value in scale.items()})
+
+    def whole(self, scratch: Path) -> dict[str, Tensor]:
+        """Return the state dict of the whole model on the main process, and nothing on the others.
+
+        Where it is shared out it goes through files in `scratch`, which is removed again, and is mapped from them: no
+        process ever holds more than its own share in memory.
+        """
+        every = {shards.plain(name): each for name, each in self._net.state_dict(keep_vars=True).items()}
+        if not strategy.shared_out(every.values()):
+            return {name: each.detach() for name, each in every.items()} if self.accelerator.is_main_process else {}
+        first = {id(each): name for name, each in reversed(every.items())}  # of tied ones
+        shards.save({name: every[name].detach() for name in first.values()}, scratch, whole=True)
+        if not self.accelerator.is_main_process:
+            return {}
+        found = {name: tensor for file in scratch.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        shutil.rmtree(scratch)  # what is mapped stays until it is let go
+        return {name: found[first[id(each)]] for name, each in every.items()}
 
     @property
     def _net(self) -> nn.Module:

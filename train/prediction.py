@@ -21,7 +21,7 @@ from data.encode import Encoded, encode_sources
 from data.errors import UserError, nearest
 from data.plan import Bounds, plan_evaluation
 from data.source import Rows, Source, check_columns, open_rows
-from train import files, hardware, notes, overrides, plugins, problems, signals, tasks, weights
+from train import files, hardware, notes, overrides, plugins, problems, signals, strategy, tasks, weights
 from train.evaluation import predictions, stacked
 from train.journal import clock
 from train.model import load_model
@@ -66,6 +66,7 @@ def predict(request: Request) -> bool:
     before anything is written for a model, rows or options that cannot be used.
     """
     accelerator, precision = hardware.build_accelerator(request.precision)
+    strategy.check(accelerator)
     about = _about(request.model)
     tokenizer, model, task = _load(request, about, "fp64" if precision == "fp64" else "fp32")
     try:

@@ -16,7 +16,7 @@ from data.batches import Batches
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from train import adapter, files, hardware, metrics, output, signals
+from train import adapter, files, hardware, metrics, output, signals, strategy
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.coupling import coupled, unchanged
@@ -156,17 +156,15 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         found = depths(ingredients.model, _first_loss(ingredients, batches), new)
     built = build_optimizer(ingredients.model, settings, found)
     scale = scales(settings, built, unfreeze, updates)
-    if accelerator.num_processes > 1 and accelerator.ddp_handler is not None:
+    if strategy.copies(accelerator):
         missing = len(unused(ingredients.model, _first_loss(ingredients, batches)))
         total = accelerator.reduce(torch.tensor(missing, device=accelerator.device), "sum")
         # DDP would wait for gradients that never come; all processes must look for them, or none
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
-    model, optimizer = accelerator.prepare(ingredients.model, built)
-    model.train()
+    prepared = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision)
+    prepared.model.train()
     return Learner(
-        accelerator,
-        model,
-        optimizer,
+        prepared,
         task.loss,
         rate(settings, updates, warmup, decay),
         scale,
@@ -209,7 +207,9 @@ def _checkpoints(config: RunConfig, learner: Learner) -> Checkpoints:
     best = settings.best and f"validation/{settings.best.removeprefix('validation/')}"
     higher = settings.best_is == "highest" or (settings.best_is == "auto" and metrics.higher_is_better(best or ""))
     accelerator, folder = learner.accelerator, Path(config.output) / "checkpoints"
-    learned = Learned(accelerator, learner.model, learner.optimizer, only_what_learns=config.adapter is not None)
+    learned = Learned(
+        accelerator, learner.model, learner.strategy.optimizer, only_what_learns=config.adapter is not None
+    )
     return Checkpoints(
         folder, accelerator, learned, keep=settings.keep, best=best, higher_is_better=higher, patience=settings.patience
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,11 +15,11 @@ from data.batches import Batch
 from data.errors import UserError
 from train.coupling import Anticipate, unchanged
 from train.hardware import seed_dropout
+from train.strategy import Strategy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor, nn
-    from torch.optim import Optimizer
 
 Loss = Callable[["nn.Module", dict[str, "Tensor"]], "Tensor"]
 
@@ -55,11 +54,9 @@ class Report:
 
 @dataclass
 class Learner:
-    """The model, the optimizer and the rule by which they take a batch."""
+    """A model and the rule by which it takes a batch."""
 
-    accelerator: Accelerator
-    model: nn.Module
-    optimizer: Optimizer
+    strategy: Strategy
     loss: Loss
     rate: Callable[[int], float]
     scales: Callable[[int], Sequence[float]]
@@ -72,6 +69,16 @@ class Learner:
     """Gives the tensors of each micro-batch: as they are, or with what the whole batch tells of them."""
     _skipped: list[tuple[int, NDArray[np.int64], Tensor]] = field(default_factory=list)
     _in_a_row: int = 0
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What prepared model and optimizer."""
+        return self.strategy.accelerator
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as Accelerate prepared it."""
+        return self.strategy.model
 
     def update(self, number: int, batch: Batch) -> Report:
         """Make optimizer update `number` from this process's micro-batches of one batch.
@@ -90,15 +97,15 @@ class Learner:
         world = self.accelerator.num_processes
         for place, (part, tensors) in enumerate(zip(batch.parts, inputs, strict=True), 1):
             last = place == len(batch.parts)
-            with nullcontext() if last else self.accelerator.no_sync(self.model):  # gradients cross the wire once
+            with self.strategy.part(last=last):  # gradients cross the wire once
                 loss = self.loss(self.model, send_to_device(tensors, self.accelerator.device, non_blocking=True))
                 loss = loss * 0 if part.filler else loss
-                self.accelerator.backward(loss * (world / batch.targets))  # DDP and FSDP average over processes
+                self.strategy.backward(loss * (world / batch.targets))  # the mean over processes makes it whole
             total[0] += loss.detach()
         total = self.accelerator.reduce(total, "sum") if world > 1 else total
         self._prepare_groups(number)
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm or torch.inf)
-        self._step(number, batch.examples, torch.isfinite(grad_norm) & torch.isfinite(total[0]))
+        grad_norm, skip = self.strategy.step(total[0], self.max_grad_norm)
+        self._skipped.append((number, batch.examples, skip))
         return Report(total, grad_norm, batch.targets, self.rate(number), stop if world == 1 else None)
 
     def _prepare_groups(self, number: int) -> None:
@@ -108,19 +115,10 @@ class Learner:
         optimizer's moments nor weight decay see them.
         """
         rate = self.rate(number)
-        for group, scale in zip(self.optimizer.param_groups, self.scales(number), strict=True):
+        for group, scale in zip(self.strategy.optimizer.param_groups, self.scales(number), strict=True):
             group["lr"] = rate * scale
             for parameter in () if scale else group["params"]:
                 parameter.grad = None
-
-    def _step(self, number: int, examples: NDArray[np.int64], finite: Tensor) -> None:
-        """Make the optimizer's step, unless the gradient is not finite: decided on the device, by the kernel."""
-        optimizer: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # inside Accelerate's wrapper
-        skip = (~finite).to(torch.float32)
-        optimizer.grad_scale, optimizer.found_inf = None, skip  # fused kernels leave everything as it is where 1
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._skipped.append((number, examples, skip))
 
     @property
     def unsettled(self) -> int:

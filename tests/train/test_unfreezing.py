@@ -21,6 +21,7 @@ from tests.distributed import launch
 from tests.worker import carry_out
 from train import update
 from train.optim import OptimConfig, build_optimizer, scales
+from train.strategy import Prepared
 from train.update import Learner
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -60,13 +61,14 @@ def test_each_layer_learns_in_its_time_at_its_rate(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sections 3.2 and 3.3 of https://arxiv.org/abs/1801.06146; equation 3 with cut_frac 0.1, ratio 32."""
-    output, rates, real = tmp_path / "out", dict[int, dict[int, float]](), Learner._step
+    output, rates, real = tmp_path / "out", dict[int, dict[int, float]](), Learner.update
 
-    def step(self: Learner, number: int, *arguments: Any) -> None:
-        rates[number] = {group["depth"]: group["lr"] for group in self.optimizer.param_groups}
-        real(self, number, *arguments)
+    def watched(self: Learner, number: int, batch: Batch) -> update.Report:
+        report = real(self, number, batch)
+        rates[number] = {group["depth"]: group["lr"] for group in self.strategy.optimizer.param_groups}
+        return report
 
-    monkeypatch.setattr(Learner, "_step", step)
+    monkeypatch.setattr(Learner, "update", watched)
     assert carry_out(ulmfit(make_config, output, checkpoint__every=1, checkpoint__keep=99)) == 0
     shown = figures(output, "train/lr")
     before, _ = checkpoint(output, 1)
@@ -114,15 +116,16 @@ def test_killed_in_every_update(
     changes = {"checkpoint__every": 2, "optim": {**ULMFIT, "name": optimizer}}
     assert carry_out(with_dropout(make_config, tmp_path / "whole", **changes)) == 0
     config = with_dropout(make_config, tmp_path / "killed", **changes)
-    real = Learner._step
+    real = Learner.update
     for deadly in range(1, UPDATES + 1):
 
-        def step(self: Learner, number: int, *arguments: Any, deadly: int = deadly) -> None:
-            real(self, number, *arguments)
+        def killed(self: Learner, number: int, batch: Batch, deadly: int = deadly) -> update.Report:
+            report = real(self, number, batch)
             if number == deadly:
                 raise Killed
+            return report
 
-        monkeypatch.setattr(update.Learner, "_step", step)
+        monkeypatch.setattr(Learner, "update", killed)
         with pytest.raises(Killed):
             carry_out(config)
     monkeypatch.undo()
@@ -212,7 +215,7 @@ def learner(model: nn.Module, accelerator: Accelerator, settings: OptimConfig, u
     scale = scales(settings, built, every, updates)
     model, optimizer = accelerator.prepare(model, built)
     return Learner(
-        accelerator, model, optimizer, squares, lambda number: settings.lr / number, scale, seed=0,
+        Prepared(accelerator, model, optimizer), squares, lambda number: settings.lr / number, scale, seed=0,
         max_grad_norm=settings.max_grad_norm, max_nonfinite=99,
     )  # fmt: skip
 

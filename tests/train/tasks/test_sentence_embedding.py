@@ -33,6 +33,7 @@ from tests.every_task import sentence_embedding as sample
 from tests.worker import carry_out
 from train.coupling import coupled
 from train.hardware import seed_dropout
+from train.strategy import Prepared
 from train.tasks import _contrast
 from train.tasks._embedding import Backbone, unit_vectors
 from train.tasks.sentence_embedding import Config, SentenceEmbedding
@@ -189,8 +190,9 @@ def test_both_passes_drop_the_same(tiny_model: str, tokenizer: Any) -> None:
     model, twin = fresh(), fresh()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     learner = Learner(
-        accelerator, *accelerator.prepare(model, optimizer), task.loss, lambda number: 1.0, lambda number: [1.0],
-        seed=5, max_grad_norm=None, max_nonfinite=1, anticipate=partial(coupled, task, accelerator),
+        Prepared(accelerator, *accelerator.prepare(model, optimizer)),
+        task.loss, lambda number: 1.0, lambda number: [1.0], seed=5, max_grad_norm=None, max_nonfinite=1,
+        anticipate=partial(coupled, task, accelerator),
     )  # fmt: skip
     report = learner.update(3, Batch(parts, np.arange(12), 12, 100, 100))
 

@@ -1,0 +1,51 @@
+"""Strategies without a GPU: what `accelerate launch` makes of a file in accelerate_configs/, on CPUs with gloo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FOLDER = Path(__file__).parent.parent / "accelerate_configs"
+OURS = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
+
+
+def environment(name: str, *arguments: str) -> dict[str, str]:
+    """Return the variables by which `accelerate launch --config_file NAME.yaml ARGUMENTS` tells a program its strategy.
+
+    Precision is left to the run's config, and nothing is said of processes, which torchrun starts.
+    """
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    file = str(FOLDER / f"{name}.yaml")
+    asked = launch_command_parser().parse_args(["--config_file", file, *arguments, "--main_process_port", "0", "x.py"])
+    chosen, _, _ = _validate_launch_command(asked)
+    chosen.deepspeed_fields_from_accelerate_config = ""
+    found = prepare_deepspeed_cmd_env(chosen)[1] if chosen.use_deepspeed else prepare_multi_gpu_env(chosen)
+    return {key: value for key, value in found.items() if key.startswith(OURS) and "MIXED_PRECISION" not in key}
+
+
+@contextmanager
+def strategy(variables: dict[str, str]) -> Iterator[None]:
+    """Let Accelerate take the strategy that `variables` name, where it would take none on a CPU."""
+    import torch
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    before, shared = dict(os.environ), PartialState._shared_state
+    os.environ.update(variables)
+    kind, there = PartialState(cpu=True).distributed_type, torch.accelerator.is_available
+    try:
+        if variables.get("ACCELERATE_USE_FSDP") == "true":
+            shared["distributed_type"] = DistributedType.MULTI_XPU  # else it shards on GPUs only
+        if variables.get("ACCELERATE_USE_DEEPSPEED") == "true":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            torch.accelerator.is_available = lambda: True  # else it is not asked for on a CPU
+        yield
+    finally:
+        shared["distributed_type"] = kind
+        torch.accelerator.is_available = there
+        os.environ.clear()
+        os.environ.update(before)

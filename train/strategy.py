@@ -1,0 +1,146 @@
+"""How model and gradients are spread over processes: what Accelerate needs to be told, and what it leaves to us."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from data.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+SHARES = {"FSDP": "ACCELERATE_USE_FSDP", "DEEPSPEED": "ACCELERATE_USE_DEEPSPEED"}
+"""Strategies that share a model out, by Accelerate's name, and the variables by which it is asked for them."""
+
+
+class Strategy(Protocol):
+    """How one update's gradients are made, met and applied; called on all processes in the same order."""
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What prepared the two below."""
+
+    @property
+    def model(self) -> nn.Module:
+        """As `accelerator.prepare` gave it."""
+
+    @property
+    def optimizer(self) -> Any:
+        """As `accelerator.prepare` gave it."""
+
+    def part(self, *, last: bool) -> AbstractContextManager[None]:
+        """Return what surrounds forward and backward pass of a micro-batch: gradients meet in the last one alone."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss`, which are averaged over processes when they meet."""
+
+    def step(self, loss: Tensor, max_grad_norm: float | None) -> tuple[Tensor, Tensor]:
+        """Clip, apply and clear the gradients, unless they or the whole batch's `loss` are not finite.
+
+        Returns their norm before clipping, and 1 where nothing was applied; both still on the device.
+        """
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One process, DDP, FSDP2 or HSDP: the optimizer's own kernels leave everything as it is where told to."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: Any
+
+    def part(self, *, last: bool) -> AbstractContextManager[None]:
+        """See `Strategy`."""
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor) -> None:
+        """See `Strategy`."""
+        self.accelerator.backward(loss)
+
+    def step(self, loss: Tensor, max_grad_norm: float | None) -> tuple[Tensor, Tensor]:
+        """See `Strategy`. One process waits for the device nowhere."""
+        norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), max_grad_norm or torch.inf))
+        skip = (~(torch.isfinite(norm) & torch.isfinite(loss))).to(torch.float32)
+        kernels: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # inside Accelerate's wrapper
+        kernels.grad_scale, kernels.found_inf = None, skip  # fused kernels leave everything as it is where 1
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm, skip
+
+
+def check(accelerator: Accelerator) -> None:
+    """Refuse a strategy that was asked of `accelerate` and that it would pass over in silence."""
+    for kind, variable in SHARES.items():
+        if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type.value != kind:
+            raise UserError(
+                f"accelerate was asked for {kind}, which needs several processes with a GPU each; here are "
+                f"{accelerator.num_processes} on {accelerator.device.type}, and it would do nothing. Use ddp.yaml, "
+                "single_gpu.yaml or torchrun"
+            )
+    if accelerator.distributed_type.value == "FSDP" and not accelerator.is_fsdp2:
+        raise UserError(
+            "accelerate was asked for FSDP of version 1; set fsdp_version: 2 as in accelerate_configs/fsdp2.yaml"
+        )
+
+
+def copies(accelerator: Accelerator) -> bool:
+    """Whether several processes hold a whole copy of the model each, and meet in its gradients (DDP)."""
+    return accelerator.num_processes > 1 and accelerator.distributed_type.value not in SHARES
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Any, precision: str) -> Strategy:
+    """Let Accelerate prepare model and optimizer, and return the strategy that it was asked for."""
+    if accelerator.is_fsdp2:
+        _settle_fsdp2(accelerator, model, precision)
+    return Prepared(accelerator, *accelerator.prepare(model, optimizer))
+
+
+def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) -> None:
+    """Say which layers are shared out one by one, and in what precision they are computed.
+
+    Gradients are reduced in fp32, where Accelerate by itself would take the precision of the computation.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin: Any = accelerator.state.fsdp_plugin
+    computed = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=computed, reduce_dtype=torch.float32 if computed else None
+    )
+    if plugin.transformer_cls_names_to_wrap is None:
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in _layers(model)})
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers that the parts of a model name as such, but for those with the input embedding in them.
+
+    Accelerate shares the embedding out by itself, and would do so a second time.
+    """
+    names: set[str] = set()
+    embeddings: set[nn.Module] = set()
+    module: Any
+    for module in model.modules():
+        names.update(getattr(module, "_no_split_modules", None) or ())
+        if hasattr(module, "get_input_embeddings"):
+            embeddings.add(module.get_input_embeddings())
+    for module in model.modules():
+        if type(module).__name__ in names and embeddings.isdisjoint(module.modules()):
+            yield module
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be shared out as an ordinary one; a collective where it is."""
+    gather: Any = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def shared_out(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of these is held in shares."""
+    return any(hasattr(tensor, "full_tensor") for tensor in tensors)
