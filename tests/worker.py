@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from tests import phases
 from train import run, signals, stages, update
 from train.config import validate
 
@@ -55,6 +57,20 @@ def carry_out(
     finally:
         update.Learner.update = real  # type: ignore[method-assign]
         signals.stopping = asked
+
+
+def carry_out_and_ask(config: dict[str, Any], phase: str, rank: int, stop_file: str | None = None) -> int:
+    """Run a config and return its exit code; ask process `rank` to stop in a phase of it (see `phases`).
+
+    Which must be left soon: all has been written 10 seconds, or what an update takes, after that.
+    """
+    with phases.asked(phase, rank, stop_file) as times:
+        code = run.run(validate(config, "test"))
+    waited = time.monotonic() - times[0] if times else 0
+    assert waited < 10, f"left {waited:.1f} seconds after it was asked"
+    assert times or int(os.environ.get("RANK", "0")) != rank, f"never in the phase {phase}"
+    phases.forget()
+    return code
 
 
 def carry_out_stages(
@@ -102,6 +118,8 @@ def main() -> None:
         try:
             if "files" in job:
                 code = carry_out_stages(job["files"], (), job.get("stop_after"))
+            elif "phase" in job:
+                code = carry_out_and_ask(job["config"], job["phase"], job["rank"], job.get("stop_file"))
             else:
                 code = carry_out(job["config"], job.get("stop_after"), job.get("record"), tuple(job.get("poison", ())))
             assert "refused" not in job and code == job.get("code", 0), f"exit code {code}"

@@ -14,6 +14,7 @@ import numpy as np
 
 from data.batches import Batch
 from data.encode import Encoded
+from train import logs
 from train.checkpoint import State
 from train.files import write
 from train.tracking import Tracker
@@ -119,6 +120,8 @@ class Journal:
             self.bar.write(text, file=sys.stdout)
         elif self.speaks:
             print(text, flush=True)
+        if self.speaks:
+            logs.say(text)
 
     def close(self) -> None:
         """Leave the bar as it stands. May be repeated."""

@@ -213,9 +213,9 @@ def _answers(
     """Return the lines of a part; None, if the process was asked to stop on the way."""
     places, found = [], []
     for micro_batch in plan_evaluation(encoded.column("length"), bounds, 1)[0]:
-        if signals.stopping():
-            return None
         place, arrays = predictions(model, asked, encoded, [micro_batch], accelerator.device, first)
+        if signals.stopping():  # in the middle of a text, perhaps
+            return None
         places.append(place)
         found.append(arrays)
     order = np.argsort(np.concatenate(places))

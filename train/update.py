@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.batches import Batch
 from data.errors import UserError
+from train import watch
 from train.coupling import Anticipate, unchanged
 from train.hardware import seed_dropout
 
@@ -89,6 +90,7 @@ class Learner:
         total[1] = stop
         world = self.accelerator.num_processes
         for place, (part, tensors) in enumerate(zip(batch.parts, inputs, strict=True), 1):
+            watch.beat()
             last = place == len(batch.parts)
             with nullcontext() if last else self.accelerator.no_sync(self.model):  # gradients cross the wire once
                 loss = self.loss(self.model, send_to_device(tensors, self.accelerator.device, non_blocking=True))
