@@ -66,6 +66,7 @@ LAYERS: dict[str, float] = {
     "train.tracking": 1,
     "train.problems": 1,
     "train.coupling": 1.5,
+    "train.memory": 1.5,
     "train.update": 2,
     "train.evaluation": 3,
     "train.reference": 3,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
-from tests import phases
+from tests import lacking, phases
 from train import run, signals, stages, update
 from train.config import validate
 
@@ -118,6 +118,9 @@ def main() -> None:
         try:
             if "files" in job:
                 code = carry_out_stages(job["files"], (), job.get("stop_after"))
+            elif "lacking" in job:
+                with lacking.memory_for(**job["lacking"]):
+                    code = carry_out(job["config"])
             elif "phase" in job:
                 code = carry_out_and_ask(job["config"], job["phase"], job["rank"], job.get("stop_file"))
             else:

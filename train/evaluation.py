@@ -16,6 +16,7 @@ from data.encode import Encoded
 from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from train import metrics, signals, together, watch
+from train.memory import Fitting, is_shared_out
 from train.tasks.base import Arrays, Predictor, Task
 
 if TYPE_CHECKING:
@@ -66,7 +67,12 @@ class Evaluator:
         return self.figures
 
     def _found(self, part: MicroBatch) -> Found:
-        found = predictions(self.model, self.task, self.encoded, [part], self.accelerator.device)
+        """Return what is found of one micro-batch; in several if the memory does not hold it."""
+
+        def find(piece: MicroBatch) -> Found:
+            return predictions(self.model, self.task, self.encoded, [piece], self.accelerator.device)
+
+        found = joined(self._fitting(part, self._lengths, find))
         watch.beat()
         if together.anyone(self.accelerator, signals.stopping()):
             raise signals.Stopped
@@ -86,8 +92,16 @@ class Evaluator:
         return [metrics.load(choice) for choice in self.choices]
 
     @cached_property
+    def _fitting(self) -> Fitting:
+        return Fitting("evaluate.batch_tokens", whole=not is_shared_out(self.accelerator, self.model))
+
+    @cached_property
+    def _lengths(self) -> NDArray[Any]:
+        return self.encoded.column("length")
+
+    @cached_property
     def _parts(self) -> list[MicroBatch]:
-        plan = plan_evaluation(self.encoded.column("length"), self.bounds, self.accelerator.num_processes)
+        plan = plan_evaluation(self._lengths, self.bounds, self.accelerator.num_processes)
         return plan[self.accelerator.process_index]
 
     def _judge(self, shares: list[tuple[Any, Arrays]]) -> dict[str, float]:

@@ -66,6 +66,8 @@ class Journal:
         self.tokens += batch.tokens
         self.state.tokens += batch.tokens
         self.state.computed += batch.computed * self.learner.accelerator.num_processes
+        if self.learner.memory and (halved := self.learner.memory.figures(number)):
+            self.tracker.log(number, halved)
         if self.learner.unsettled >= self.learner.max_nonfinite:
             self.learner.skipped(self._record)  # a run that only leaves out updates must not go on for long
         if self.live and self.bar is None:

@@ -45,7 +45,7 @@ def fit(
     for number, batch in batches:
         report = learner.update(number, batch)
         journal.count(number, batch)
-        last, stop = number == updates, report.stop()
+        last, stop = number == updates, report.stop
         if is_time(every.log, number, last):
             journal.log(number, report)
         if is_time(every.evaluate, number, last) and not stop:

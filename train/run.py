@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from train.ingredients import Ingredients
 from train.journal import Journal
 from train.layers import depths, unused
 from train.loop import Every, fit
+from train.memory import ONE_ROW, Memory, is_lacking
 from train.optim import build_optimizer, rate, scales
 from train.preparation import judging, prepared
 from train.signals import Stopped
@@ -185,6 +187,7 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         max_nonfinite=settings.max_nonfinite + (20 if accelerator.scaler is not None else 0),
         stopping=signals.stopping,
         anticipate=partial(coupled, task, accelerator) if task.couples else unchanged,
+        memory=Memory(accelerator, batches, Path(config.output)),
     )
 
 
@@ -192,11 +195,18 @@ def _first_loss(ingredients: Ingredients, batches: Batches) -> Callable[[], obje
     """Return the forward pass of this process's first micro-batch: to watch what it uses."""
     accelerator, task = ingredients.accelerator, ingredients.task
     model = ingredients.model.to(accelerator.device)
-    tensors = send_to_device(batches.batch(1).parts[0].tensors, accelerator.device)
+    in_order_of_size = batches, replace(batches, bounds=Bounds(rows=1))
 
     def forward() -> object:
-        with accelerator.autocast():
-            return task.loss(model, tensors)
+        for cut in in_order_of_size:
+            try:
+                tensors = send_to_device(cut.batch(1).parts[0].tensors, accelerator.device)
+                with accelerator.autocast():
+                    return task.loss(model, tensors)
+            except RuntimeError as error:
+                if not is_lacking(error):
+                    raise
+        raise UserError(ONE_ROW)
 
     return forward
 

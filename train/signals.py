@@ -30,6 +30,10 @@ class Stopped(Exception):
     """This process was asked to stop, and the work at hand is given up. Nothing is lost: it can be done again."""
 
 
+class Again(Exception):
+    """This run cannot go on, but will when it is started again: nothing has to be mended first."""
+
+
 def install() -> None:
     """Install the handlers. Called before the slow imports: a scheduler may signal a process that has just begun."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
