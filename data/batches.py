@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.encode import Encoded, Features, take
+from data.errors import UserError
 from data.order import Order, example_keys
 from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch
 
@@ -57,6 +58,28 @@ class Batches:
     count: Count
     world: int = 1
     process: int = 0
+    smaller: list[tuple[int, Bounds]] = field(default_factory=list)
+    """Bounds that hold instead from some update on, in the order in which they were found to be needed."""
+
+    def bounds_of(self, update: int) -> Bounds:
+        """Return the bounds of the micro-batches of update number `update`."""
+        return next((bounds for first, bounds in reversed(self.smaller) if first <= update), self.bounds)
+
+    def halve(self, update: int, alone: str) -> Bounds:
+        """Cut update `update`, and all after it, into micro-batches of at most half the size; return their bounds.
+
+        The same on all processes, whoever asked for it. Raises `UserError`, with the text `alone`, where every
+        micro-batch is a single row already.
+        """
+        lengths, bounds = self.encoded.features(self.order.examples(update))["length"], self.bounds_of(update)
+        parts = [part.rows for share in plan_batch(lengths, bounds, self.world) for part in share]
+        sizes = [(len(rows), len(rows) * int(lengths[rows].max())) for rows in parts if len(rows) > 1]
+        if not sizes:
+            raise UserError(alone)
+        most, tokens = (max(column) // 2 for column in zip(*sizes, strict=True))
+        halved = Bounds(bounds.rows and most, bounds.tokens and min(bounds.tokens, tokens), bounds.overhead)
+        self.smaller.append((update, halved))
+        return halved
 
     def batch(self, update: int) -> Batch:
         """Return the batch of update number `update`, from 1: a function of the number alone."""
@@ -64,7 +87,7 @@ class Batches:
         keys = example_keys(ids, self.order.seed, (update - 1) // self.order.updates_per_epoch)
         features = {**self.encoded.features(ids), "key": keys}
         lengths = features["length"]
-        mine = plan_batch(lengths, self.bounds, self.world)[self.process]
+        mine = plan_batch(lengths, self.bounds_of(update), self.world)[self.process]
         return Batch(
             parts=[_part(micro_batch, ids, features, self.collate) for micro_batch in mine],
             examples=ids,

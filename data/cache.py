@@ -7,9 +7,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from data import pulse
 from data.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
@@ -23,6 +27,7 @@ def kept(target: Path, make: Callable[[Path], Notes]) -> Notes:
     `make` writes to the path that it is given and returns the notes; when it raises, nothing stays behind. Processes
     that call this together wait for the first, holding only a file lock, which the system frees if that one is
     killed. A kept file that lost its notes or part of its bytes (a full disk, a copy broken off) is made again.
+    To wait is a sign of life (`pulse`) for as long as the file that is waited for grows.
     """
     from filelock import FileLock
 
@@ -30,7 +35,7 @@ def kept(target: Path, make: Callable[[Path], Notes]) -> Notes:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(target.with_suffix(".lock"))
-        lock.acquire()
+        _wait(lock, writing)
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
@@ -48,7 +53,31 @@ def kept(target: Path, make: Callable[[Path], Notes]) -> Notes:
     finally:
         writing.unlink(missing_ok=True)
         lock.release()
+        pulse.beat(got_on=None)
     return notes
+
+
+def _wait(lock: BaseFileLock, writing: Path) -> None:
+    """Take the lock. Asks every half second whether to go on waiting; the file that grows shows that it is worth it."""
+    from filelock import Timeout
+
+    seen = -1
+    while True:
+        try:
+            lock.acquire(timeout=0.5)
+            return
+        except Timeout:
+            size = _size(writing)
+            pulse.beat(got_on=size != seen)
+            seen = size
+
+
+def _size(file: Path) -> int:
+    """Return the bytes of a file; 0 if it is not there, which another process may have seen to just now."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _notes(file: Path) -> Notes:

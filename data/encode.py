@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data import pulse
 from data.cache import Notes, kept
 from data.errors import UserError
 from data.source import Rows, named
@@ -187,6 +188,7 @@ def _encoded(rows: Rows, work: _Work, start: int, notes: Notes) -> Iterator[pa.T
     """Yield a table for each chunk that holds usable rows; keep `notes` on the way."""
     dataset = rows.dataset.select_columns([*work.encoder.columns])
     for first in range(0, len(dataset), CHUNK):
+        pulse.beat()
         chunk = named(dataset[first : first + CHUNK], dataset.features)
         good = _usable(rows, work.encoder, chunk, first, notes["skipped"], skip_bad=work.skip_bad)
         if not good:

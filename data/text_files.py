@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data import conll, squad
+from data import conll, pulse, squad
 from data.cache import kept
 from data.errors import UserError
 
@@ -73,6 +73,7 @@ def _table(rows: list[Row], schema: Any = None) -> Any:
 def _chunks(file: Path, skipped: list[str], *, skip_bad: bool) -> Iterator[list[Row]]:
     rows = _good_rows(file, skipped, skip_bad=skip_bad)
     while chunk := list(islice(rows, CHUNK)):
+        pulse.beat()
         yield chunk
 
 

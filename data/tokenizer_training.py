@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data import unigram
+from data import pulse, unigram
 from data.cache import Notes, kept
 from data.errors import UserError, nearest
 from data.section import Section
@@ -96,6 +96,7 @@ class _Texts:
             fields = [(name, "") if name in there else name.split(".", 1) for name in names]
             dataset = part.dataset.select_columns([*dict.fromkeys(name for name, _ in fields)])
             for first in range(0, len(dataset), CHUNK):
+                pulse.beat()
                 chunk = dataset[first : first + CHUNK]
                 yield [text for name, field in fields for value in chunk[name] for text in _flat(value, field)]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UserError
+from tests import lacking, phases
 from tests.strategies import strategy
 from train import run, signals, stages, update
 from train.config import validate
@@ -58,6 +60,20 @@ def carry_out(
     finally:
         update.Learner.update = real  # type: ignore[method-assign]
         signals.stopping = asked
+
+
+def carry_out_and_ask(config: dict[str, Any], phase: str, rank: int, stop_file: str | None = None) -> int:
+    """Run a config and return its exit code; ask process `rank` to stop in a phase of it (see `phases`).
+
+    Which must be left soon: all has been written 10 seconds, or what an update takes, after that.
+    """
+    with phases.asked(phase, rank, stop_file) as times:
+        code = run.run(validate(config, "test"))
+    waited = time.monotonic() - times[0] if times else 0
+    assert waited < 10, f"left {waited:.1f} seconds after it was asked"
+    assert times or int(os.environ.get("RANK", "0")) != rank, f"never in the phase {phase}"
+    phases.forget()
+    return code
 
 
 def carry_out_stages(
@@ -105,6 +121,11 @@ def main() -> None:
         try:
             if "files" in job:
                 code = carry_out_stages(job["files"], (), job.get("stop_after"))
+            elif "lacking" in job:
+                with lacking.memory_for(**job["lacking"]):
+                    code = carry_out(job["config"])
+            elif "phase" in job:
+                code = carry_out_and_ask(job["config"], job["phase"], job["rank"], job.get("stop_file"))
             else:
                 poison = tuple(job.get("poison", ()))
                 with strategy(job["strategy"]) if "strategy" in job else nullcontext():

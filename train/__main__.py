@@ -39,7 +39,7 @@ stages:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code: 0 done or stopped on request, 1 checkpoint lost, 2 something to mend."""
+    """Run the program; return its exit code: 0 done or stopped on request, 1 to be run again, 2 something to mend."""
     parser = _parser()
     options, unknown = parser.parse_known_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             allowed = [option for action in parser._actions for option in action.option_strings]
             raise UserError(f"there is no option {name}; there are {', '.join(allowed)}{nearest(name, allowed)}")
         return _run(options, speaks=speaks)
+    except signals.Again as error:  # told by whichever process it happened to
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except UserError as error:
         if options.traceback:
             traceback.print_exc()

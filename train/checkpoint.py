@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from data.errors import UserError
-from train import manifest, weights
+from train import manifest, watch, weights
 from train.learned import Learned
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Checkpoints:
             steps = [lambda: None, *steps, lambda: None]
         problem = ""
         for step in steps:  # each ends in a collective that all processes take part in, also one that has failed
+            watch.beat()
             try:
                 step()
             except Exception as error:  # disk full, no permission: torch, safetensors, the system: many kinds

@@ -23,7 +23,7 @@ from data.section import Section, operational
 from data.source import DataConfig
 from train import metrics, overrides, plugins, tasks
 from train.adapter_config import AdapterConfig, between_adapter, between_task
-from train.durations import Interval
+from train.durations import Interval, Seconds
 from train.model_config import ModelConfig, between
 from train.optim import OptimConfig
 from train.problems import explain, truths
@@ -46,6 +46,16 @@ class CheckpointConfig(Section):
     best: str | None = Field(None, description="Keep and export the best by this figure, such as accuracy or loss.")
     best_is: Literal["auto", "highest", "lowest"] = Field("auto", description="auto: lowest for losses and errors.")
     patience: int | None = Field(None, ge=1, description="Stop after so many evaluations without a new best.")
+
+
+class DistributedConfig(Section):
+    """How several processes deal with each other."""
+
+    timeout: Seconds = operational(
+        600.0,
+        "A process of several that shows no sign of life for so long (600, '10 minutes') writes its stacks to "
+        "output/logs and ends. Raise it where one update, one save or a first compile takes longer.",
+    )
 
 
 def _metric(entry: Any) -> Any:
@@ -88,6 +98,7 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    distributed: DistributedConfig = DistributedConfig()
     metrics: Metrics = Field(
         (), description="Names, or mappings of a name and its options. Default: what fits the task."
     )

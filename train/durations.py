@@ -42,6 +42,31 @@ Interval = Annotated[int | str, BeforeValidator(_check), AfterValidator(_not_not
 """A duration after which something happens again: more than nothing."""
 
 
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(seconds?|minutes?|hours?)\s*")
+
+
+def _seconds(value: Any) -> float:
+    match = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        value = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2][0]]
+    elif isinstance(value, str) and re.fullmatch(r"\s*\d+(\.\d+)?\s*", value):
+        value = float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 10**8:
+        return float(value)
+    raise ValueError(f"a time is a number of seconds (600), '90 seconds', '10 minutes' or '2 hours', not {value!r}")
+
+
+_TIME_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0},
+        {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(seconds?|minutes?|hours?)?\s*$"},
+    ]
+}
+
+Seconds = Annotated[float, BeforeValidator(_seconds), WithJsonSchema(_TIME_SCHEMA)]
+"""600, "90 seconds", "10 minutes" or "2 hours"; as seconds."""
+
+
 def in_updates(duration: int | str, updates_per_epoch: int, updates: int) -> int:
     """Return a duration as a number of updates; parts of an update are rounded, half to even."""
     if isinstance(duration, int):

@@ -15,12 +15,16 @@ from numpy.typing import NDArray
 from data.encode import Encoded
 from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
-from train import metrics
+from train import metrics, signals, together, watch
+from train.memory import Fitting, is_shared_out
 from train.tasks.base import Arrays, Predictor, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
+
+Found = tuple[NDArray[np.int64], Arrays]
+"""Ids of examples, (n,), and what was found of them, (n, ...) each."""
 
 
 @dataclass
@@ -46,19 +50,33 @@ class Evaluator:
     def __call__(self, update: int) -> dict[str, float]:
         """Return the figures of the model after `update` updates, the same on all processes.
 
-        The micro-batches, and so the predictions, do not depend on how many processes share them.
+        The micro-batches, and so the predictions, do not depend on how many processes share them. Raises `Stopped` on
+        all processes, after the same micro-batch, once one has been asked to stop.
         """
         training = self.model.training
         self.model.eval()
-        ids, arrays = predictions(self.model, self.task, self.encoded, self._parts, self.accelerator.device)
-        self.model.train(training)
-        shares = [(ids, arrays)]
+        try:
+            shares = [joined([self._found(part) for part in self._parts])]
+        finally:
+            self.model.train(training)
         if self.accelerator.num_processes > 1:
             shares = gather_object(shares)
         figures: list[dict[str, float]] = [self._judge(shares) if self.accelerator.is_main_process else {}]
         broadcast_object_list(figures)
         self.figures, self.judged = figures[0], update
         return self.figures
+
+    def _found(self, part: MicroBatch) -> Found:
+        """Return what is found of one micro-batch; in several if the memory does not hold it."""
+
+        def find(piece: MicroBatch) -> Found:
+            return predictions(self.model, self.task, self.encoded, [piece], self.accelerator.device)
+
+        found = joined(self._fitting(part, self._lengths, find))
+        watch.beat()
+        if together.anyone(self.accelerator, signals.stopping()):
+            raise signals.Stopped
+        return found
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the last evaluation's predictions in the order of the rows, each with its `row` (from 0)."""
@@ -74,8 +92,16 @@ class Evaluator:
         return [metrics.load(choice) for choice in self.choices]
 
     @cached_property
+    def _fitting(self) -> Fitting:
+        return Fitting("evaluate.batch_tokens", whole=not is_shared_out(self.accelerator, self.model))
+
+    @cached_property
+    def _lengths(self) -> NDArray[Any]:
+        return self.encoded.column("length")
+
+    @cached_property
     def _parts(self) -> list[MicroBatch]:
-        plan = plan_evaluation(self.encoded.column("length"), self.bounds, self.accelerator.num_processes)
+        plan = plan_evaluation(self._lengths, self.bounds, self.accelerator.num_processes)
         return plan[self.accelerator.process_index]
 
     def _judge(self, shares: list[tuple[Any, Arrays]]) -> dict[str, float]:
@@ -102,24 +128,32 @@ def predictions(
     parts: Sequence[MicroBatch],
     device: torch.device,
     first: int = 0,
-) -> tuple[NDArray[np.int64], Arrays]:
+) -> Found:
     """Return the ids of the examples in `parts`, fillers left out, and what `task` finds of them, in that order.
 
     `first` is what comes before `encoded` where it is a part of something: example ids, from which all that is random
     about an example is drawn, count from there. The model is in evaluation mode.
     """
-    ids, found = [], []
+    found: list[Found] = []
     for part in parts:
         features = {**encoded.features(part.rows), "key": example_keys(part.rows + first, "evaluation")}
         tensors = send_to_device(task.collate(features), device)
         with torch.no_grad():
             predicted = task.predict(model, tensors)
         if not part.filler:
-            ids.append(part.rows)
-            found.append({name: tensor.cpu().numpy() for name, tensor in predicted.items()})
-    if not ids:  # fewer micro-batches than processes
+            found.append((part.rows, {name: tensor.cpu().numpy() for name, tensor in predicted.items()}))
+    return joined(found)
+
+
+def joined(parts: list[Found]) -> Found:
+    """Return what was found of several micro-batches as one, in that order; fillers have found nothing."""
+    parts = [part for part in parts if len(part[0])]
+    if not parts:  # fewer micro-batches than processes
         return np.zeros(0, dtype=np.int64), {}
-    return np.concatenate(ids), {name: stacked([part[name] for part in found]) for name in found[0]}
+    names = parts[0][1]
+    return np.concatenate([ids for ids, _ in parts]), {
+        name: stacked([arrays[name] for _, arrays in parts]) for name in names
+    }
 
 
 def stacked(parts: list[NDArray[Any]]) -> NDArray[Any]:

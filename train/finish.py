@@ -6,15 +6,14 @@ import logging
 from pathlib import Path
 
 from data.order import Order
-from train import files, notes, output, report
+from train import files, notes, output, report, watch
 from train.adapter_files import finished
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.evaluation import Evaluator
 from train.ingredients import Ingredients
-from train.journal import clock
+from train.journal import Journal, clock
 from train.model import export
-from train.tracking import Tracker
 from train.update import Learner
 
 log = logging.getLogger("train")
@@ -26,12 +25,12 @@ def finish(
     learner: Learner,
     evaluators: dict[str, Evaluator],
     checkpoints: Checkpoints,
-    tracker: Tracker,
+    journal: Journal,
     order: Order,
 ) -> bool:
     """Judge the model to be exported (the best, or the last), and write everything that others rely on.
 
-    Returns whether it could be written.
+    Returns whether it could be written. Raises `Stopped` on all processes if one is asked to stop while it is judged.
     """
     accelerator, state, folder = ingredients.accelerator, checkpoints.state, Path(config.output)
     exported = state.update
@@ -44,18 +43,15 @@ def finish(
     weights = checkpoints.learned.whole(folder / ".whole")
     if not accelerator.is_main_process:
         return True
+    watch.rest()  # nobody waits for what is written now
     own_code = ingredients.model._auto_class is not None
     card = report.card(
         config, figures, ingredients.task, updates=exported, own_code=own_code, new=ingredients.new_parameters
     )
     result = report.results(
-        figures,
-        state,
-        path=config.model.path,
-        examples=order.examples_until(state.update),
-        world=accelerator.num_processes,
-        precision=ingredients.precision,
-    )
+        figures, state, path=config.model.path, examples=order.examples_until(state.update),
+        world=accelerator.num_processes, precision=ingredients.precision,
+    )  # fmt: skip
     try:
         for role, evaluator in evaluators.items():
             files.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
@@ -76,7 +72,7 @@ def finish(
         log.error("the results could not be written (%s). Free space, and run the same command again", error)
         return False
     if figures:
-        print("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    print(f"trained {state.update:,} updates in {clock(state.seconds)}; results in {folder}")
-    tracker.summary(figures)
+        journal.say("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    journal.say(f"trained {state.update:,} updates in {clock(state.seconds)}; results in {folder}")
+    journal.tracker.summary(figures)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,15 +17,16 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 
-def build_accelerator(precision: str) -> tuple[Accelerator, str]:
+def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerator, str]:
     """Return the Accelerator and the precision it computes in; starts the process group if there are several.
 
     A mixed precision that `accelerate` itself was told (its config file or --mixed_precision) wins over `precision`.
+    A collective that takes `timeout` seconds and a little more fails: the little is for `watch`, which says more.
     Raises `UserError` for a precision that this hardware would silently not use.
     """
     import torch
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -35,9 +37,11 @@ def build_accelerator(precision: str) -> tuple[Accelerator, str]:
         _set_threads()
     else:
         _choose_kernels()
-    reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # buffers are the same everywhere, and to send them would make an update's first forward pass a collective
+    reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout + 30))
     mixed = chosen if chosen in ("bf16", "fp16", "fp8") else "no"
-    return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction]), chosen
+    return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction, group]), chosen
 
 
 def resolve(precision: str, *, cpu: bool) -> str:

@@ -49,7 +49,7 @@ def read(config: RunConfig) -> Ingredients:
     from datasets import disable_progress_bars
 
     disable_progress_bars()
-    accelerator, precision = hardware.build_accelerator(config.precision)
+    accelerator, precision = hardware.build_accelerator(config.precision, config.distributed.timeout)
     strategy.check(accelerator)
     token = config.hub_token.get_secret_value() if config.hub_token else None
     skip_bad = config.data.on_bad_row == "skip"

@@ -14,6 +14,7 @@ import numpy as np
 
 from data.batches import Batch
 from data.encode import Encoded
+from train import logs
 from train.checkpoint import State
 from train.files import write
 from train.tracking import Tracker
@@ -65,6 +66,8 @@ class Journal:
         self.tokens += batch.tokens
         self.state.tokens += batch.tokens
         self.state.computed += batch.computed * self.learner.accelerator.num_processes
+        if self.learner.memory and (halved := self.learner.memory.figures(number)):
+            self.tracker.log(number, halved)
         if self.learner.unsettled >= self.learner.max_nonfinite:
             self.learner.skipped(self._record)  # a run that only leaves out updates must not go on for long
         if self.live and self.bar is None:
@@ -119,6 +122,8 @@ class Journal:
             self.bar.write(text, file=sys.stdout)
         elif self.speaks:
             print(text, flush=True)
+        if self.speaks:
+            logs.say(text)
 
     def close(self) -> None:
         """Leave the bar as it stands. May be repeated."""

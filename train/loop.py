@@ -23,37 +23,40 @@ class Every:
 def fit(
     learner: Learner,
     batches: Iterable[tuple[int, Batch]],
-    evaluate: Callable[[int], None],
+    evaluate: Callable[[int], bool],
     journal: Journal,
     checkpoints: Checkpoints,
     *,
     updates: int,
     every: Every,
-) -> None:
+) -> bool:
     """Train until `updates` have been made in all; log, evaluate and save on the way.
 
-    `batches` begin where the last checkpoint stopped. A request to stop is honoured after the update at hand, with a
-    checkpoint; an evaluation that it leaves out is made up for when the run goes on.
+    `batches` begin where the last checkpoint stopped. A request to stop, on any process, is honoured after the update
+    or micro-batch of an evaluation at hand, with a checkpoint; an evaluation that it leaves out is made up for when the
+    run goes on. Return whether the run is over, and not only stopped.
     """
     done = checkpoints.state.update
+    stop = False
     if is_time(every.evaluate, done, done == updates) and checkpoints.state.evaluated < done:
-        evaluate(done)
-    if checkpoints.out_of_patience():
-        return
+        stop = not evaluate(done)
+    if stop or checkpoints.out_of_patience():
+        return not stop
     for number, batch in batches:
         report = learner.update(number, batch)
         journal.count(number, batch)
-        last, stop = number == updates, report.stop()
+        last, stop = number == updates, report.stop
         if is_time(every.log, number, last):
             journal.log(number, report)
-        if is_time(every.evaluate, number, last) and (last or not stop):
-            evaluate(number)
+        if is_time(every.evaluate, number, last) and not stop:
+            stop = not evaluate(number)
         over = last or stop or checkpoints.out_of_patience()
         if is_time(every.save, number, over) or checkpoints.is_best(number):
             journal.settle()
             checkpoints.save(number)
         if over:
             break
+    return not stop
 
 
 def is_time(interval: int, number: int, last: bool) -> bool:

@@ -16,7 +16,10 @@ from train.files import write
 
 DONE = "DONE"
 MODEL = "model"
+CONFIG = "config.yaml"
 RESULT = "result.json"
+STOP = "STOP"
+"""A file by which a run is asked to stop; it may be there before the run is."""
 
 
 def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
@@ -25,14 +28,14 @@ def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
     Raises `UserError` when the folder belongs to another run, naming the keys that differ, unless `resume_anyway`.
     """
     output = Path(config.output)
-    file = output / "config.yaml"
+    file = output / CONFIG
     if output.exists() and not output.is_dir():
         raise UserError(f"output: {output} is a file; name a folder")
     there = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"output: {output} cannot be written: no permission, or {there} is no folder")
     if not file.exists():
-        if output.exists() and any(not path.name.startswith(".") for path in output.iterdir()):
+        if output.exists() and any(path.name != STOP and path.name[0] != "." for path in output.iterdir()):
             raise UserError(f"output: the folder {output} holds something that is not a run; name another folder")
         return False
     try:
@@ -78,5 +81,5 @@ def begin(config: RunConfig) -> FileLock:
     except Timeout as error:
         raise UserError(f"output: another run is writing to {output}; wait for it, or name another folder") from error
     (output / DONE).unlink(missing_ok=True)
-    write(output / "config.yaml", yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
+    write(output / CONFIG, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
     return lock

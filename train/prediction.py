@@ -19,11 +19,12 @@ from pydantic import ValidationError
 
 from data.encode import Encoded, encode_sources
 from data.errors import UserError, nearest
-from data.plan import Bounds, plan_evaluation
+from data.plan import Bounds, MicroBatch, plan_evaluation
 from data.source import Rows, Source, check_columns, open_rows
 from train import files, hardware, notes, overrides, plugins, problems, signals, strategy, tasks, weights
-from train.evaluation import predictions, stacked
+from train.evaluation import Found, joined, predictions
 from train.journal import clock
+from train.memory import Fitting
 from train.model import load_model
 from train.model_config import ModelConfig
 from train.tasks._generation import Generation
@@ -90,13 +91,13 @@ def predict(request: Request) -> bool:
     }
     _agree(accelerator, lambda: _begin(folder, plan))
     cuts = _cuts(encoded, request.part_rows)
+    room = Bounds(tokens=request.batch_tokens), Fitting("--batch-tokens")
     progress = _Progress(folder, len(encoded.dataset), cuts, speaks=accelerator.is_main_process)
     for number in range(accelerator.process_index, len(cuts) - 1, accelerator.num_processes):
         if signals.stopping():
             break
         if not _part(folder, number).exists():
-            bounds = Bounds(tokens=request.batch_tokens)
-            lines = _answers(model, asked, _between(encoded, cuts, number), cuts[number], bounds, accelerator)
+            lines = _answers(model, asked, _between(encoded, cuts, number), cuts[number], room, accelerator)
             if lines is not None:
                 files.write(_part(folder, number), lines)
         progress.report()
@@ -209,18 +210,25 @@ def _between(encoded: Encoded, cuts: Sequence[int], number: int) -> Encoded:
 
 
 def _answers(
-    model: nn.Module, asked: Predictor, encoded: Encoded, first: int, bounds: Bounds, accelerator: Accelerator
+    model: nn.Module,
+    asked: Predictor,
+    encoded: Encoded,
+    first: int,
+    room: tuple[Bounds, Fitting],
+    accelerator: Accelerator,
 ) -> str | None:
     """Return the lines of a part; None, if the process was asked to stop on the way."""
-    places, found = [], []
-    for micro_batch in plan_evaluation(encoded.column("length"), bounds, 1)[0]:
-        if signals.stopping():
+    (bounds, fitting), lengths, found = room, encoded.column("length"), list[Found]()
+
+    def find(piece: MicroBatch) -> Found:
+        return predictions(model, asked, encoded, [piece], accelerator.device, first)
+
+    for micro_batch in plan_evaluation(lengths, bounds, 1)[0]:
+        found += fitting(micro_batch, lengths, find)
+        if signals.stopping():  # in the middle of a text, perhaps
             return None
-        place, arrays = predictions(model, asked, encoded, [micro_batch], accelerator.device, first)
-        places.append(place)
-        found.append(arrays)
-    order = np.argsort(np.concatenate(places))
-    whole = {name: stacked([arrays[name] for arrays in found])[order] for name in found[0]}
+    places, arrays = joined(found)
+    whole = {name: values[np.argsort(places)] for name, values in arrays.items()}
     return files.json_lines(asked.records(whole, encoded))
 
 

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from data.cache import Notes, kept
 from data.encode import Encoded
 from data.order import example_keys
-from data.plan import Bounds, plan_evaluation
+from data.plan import Bounds, MicroBatch, plan_evaluation
+from train import signals, together, watch
+from train.memory import Fitting
 from train.tasks.base import Task
 from train.weights import fingerprint_of
 
@@ -47,6 +49,7 @@ def referred(
     `model` is that model, on its device, before anything was loaded into it or wrapped around it. All processes share
     the work and have the same values, whatever their number: those of no dropout, in the precision of the run. What was
     asked before, of these examples and these weights, is mapped from the cache; that is how a run that goes on has it.
+    Raises `Stopped` on all processes once one has been asked to stop.
     """
     start = [_identity(task, model, precision) if accelerator.is_main_process else ""]
     broadcast_object_list(start)
@@ -101,19 +104,29 @@ def _read(target: Path) -> NDArray[np.float64] | None:
 
 def _ask(task: Task, model: Any, encoded: Encoded, accelerator: Accelerator, bounds: Bounds) -> NDArray[np.float64]:
     """Return the values of all examples, (n, ...), on every process. The cut does not depend on their number."""
-    plan = plan_evaluation(encoded.column("length"), bounds, accelerator.num_processes)
+    lengths, fitting = encoded.column("length"), Fitting("evaluate.batch_tokens")
+    plan = plan_evaluation(lengths, bounds, accelerator.num_processes)
+
+    def ask(part: MicroBatch) -> tuple[Any, Any]:
+        features = {**encoded.features(part.rows), "key": example_keys(part.rows, "evaluation")}
+        tensors = send_to_device(task.collate(features), accelerator.device)
+        with torch.no_grad(), accelerator.autocast():
+            return part.rows, task.reference(model, tensors).double().cpu().numpy()
+
     training = model.training
     model.eval()
     shares: list[tuple[Any, Any]] = []
     quiet = not (accelerator.is_main_process and sys.stderr.isatty())
     for part in tqdm(plan[accelerator.process_index], desc="starting model", disable=quiet, dynamic_ncols=True):
+        watch.beat()
+        if signals.stopping():
+            break
         if part.filler:  # the model is not wrapped yet: nobody waits for this process
             continue
-        features = {**encoded.features(part.rows), "key": example_keys(part.rows, "evaluation")}
-        tensors = send_to_device(task.collate(features), accelerator.device)
-        with torch.no_grad(), accelerator.autocast():
-            shares.append((part.rows, task.reference(model, tensors).double().cpu().numpy()))
+        shares += fitting(part, lengths, ask)
     model.train(training)
+    if together.anyone(accelerator, signals.stopping()):
+        raise signals.Stopped
     if accelerator.num_processes > 1:
         shares = gather_object(shares)
     ids = np.concatenate([rows for rows, _ in shares])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -16,30 +17,26 @@ from data.batches import Batches
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from train import adapter, files, hardware, metrics, output, signals, strategy
+from train import adapter, files, hardware, logs, metrics, output, signals, strategy, watch
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.coupling import coupled, unchanged
 from train.durations import in_updates, total_updates
 from train.evaluation import Evaluator
 from train.finish import finish
-from train.ingredients import Ingredients, cache_folder, read
+from train.ingredients import Ingredients
 from train.journal import Journal
 from train.layers import depths, unused
 from train.learned import Learned
 from train.loop import Every, fit
+from train.memory import ONE_ROW, Memory, is_lacking
 from train.optim import build_optimizer, rate, scales
-from train.reference import referred
+from train.preparation import judging, prepared
+from train.signals import Stopped
 from train.tracking import Tracker
 from train.update import Learner
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 log = logging.getLogger("train")
-
-CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
-"""What one more micro-batch costs, in tokens that could be computed in that time."""
 
 MICRO_BATCH_TOKENS = 16_384
 
@@ -51,7 +48,29 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     Raises `UserError` before anything is written if config, data or model cannot be used. The caller has claimed the
     output folder.
     """
-    ingredients = _referred(config, read(config))
+    folder = Path(config.output)
+    signals.obey(folder / output.STOP)
+    watch.begin(config.distributed.timeout)
+    if (folder / output.CONFIG).exists():
+        logs.begin(folder)
+    try:
+        code = _carry_out(config, prepared(config), resume_anyway=resume_anyway)
+        watch.rest()  # another process may have much to write
+        return code
+    except Stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print("stopped before training; nothing is lost, and the same command goes on", flush=True)
+            signals.honoured()
+        return 0
+    except BaseException as error:
+        logs.trace(error)
+        raise
+    finally:
+        logs.end()
+
+
+def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bool) -> int:
+    """Train, from the newest checkpoint on; return the exit code."""
     accelerator = ingredients.accelerator
     batches, bounds = _batches(config, ingredients)
     per_epoch = batches.order.updates_per_epoch
@@ -61,6 +80,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     checkpoints = _checkpoints(config, learner)
     accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
     lock = output.begin(config) if accelerator.is_main_process else None
+    logs.begin(Path(config.output))
     newest = checkpoints.newest()
     if newest is not None:
         checkpoints.load(newest)
@@ -73,11 +93,15 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     )  # fmt: skip
     _announce(config, ingredients, batches, updates, journal)
 
-    def evaluate(number: int) -> None:
+    def evaluate(number: int) -> bool:
         journal.settle()
-        figures = evaluators["validation"](number)
+        try:
+            figures = evaluators["validation"](number)
+        except Stopped:
+            return False
         journal.evaluated(number, figures)
         checkpoints.judge(number, figures)
+        return True
 
     every = Every(
         log=max(1, in_updates(config.tracking.log_every, per_epoch, updates)),
@@ -86,43 +110,28 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     )
     complete, written = False, True
     try:
-        done = checkpoints.state.update
-        fit(learner, batches.between(done, updates), evaluate, journal, checkpoints, updates=updates, every=every)
-        complete = checkpoints.state.update >= updates or checkpoints.out_of_patience()
+        ahead = batches.between(checkpoints.state.update, updates)
+        if not fit(learner, ahead, evaluate, journal, checkpoints, updates=updates, every=every):
+            raise Stopped
         journal.close()
-        if complete:
-            written = finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
-        else:
-            journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
+        written = finish(config, ingredients, learner, evaluators, checkpoints, journal, batches.order)
+        complete = True
+    except Stopped:
+        journal.close()
+        journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
     finally:
         journal.close()
         tracker.finish(complete=complete)
         if lock is not None:
             lock.release()
+    signals.honoured()
     return 0 if written and not checkpoints.failed else 1
-
-
-def _referred(config: RunConfig, found: Ingredients) -> Ingredients:
-    """Return the ingredients with what their model, still the starting one, says of the examples, if that matters."""
-    if not config.task.refers:
-        return found
-    bounds = _judging(config, found.accelerator)
-    splits = referred(
-        found.task, found.model, found.splits, found.accelerator, found.precision, bounds, cache_folder(config)
-    )
-    return replace(found, splits=splits)
-
-
-def _judging(config: RunConfig, accelerator: Accelerator) -> Bounds:
-    """Return the bounds of micro-batches without gradients."""
-    overhead = CUT_OVERHEAD.get(accelerator.device.type, CUT_OVERHEAD["cuda"])
-    return Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)
 
 
 def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
     """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
     accelerator, train = ingredients.accelerator, ingredients.splits["train"]
-    judging = _judging(config, accelerator)
+    bounds = judging(config, accelerator)
     tokens = config.micro_batch_tokens or (None if config.micro_batch_size else MICRO_BATCH_TOKENS)
     weights = [source.weight for source in config.data.train]
     per_source = shares(list(train.sizes), weights)
@@ -135,13 +144,13 @@ def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Boun
     batches = Batches(
         train,
         order,
-        Bounds(config.micro_batch_size, tokens, judging.overhead),
+        Bounds(config.micro_batch_size, tokens, bounds.overhead),
         ingredients.task.collate,
         ingredients.task.count,
         accelerator.num_processes,
         accelerator.process_index,
     )
-    return batches, judging
+    return batches, bounds
 
 
 def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int) -> Learner:
@@ -161,10 +170,10 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         total = accelerator.reduce(torch.tensor(missing, device=accelerator.device), "sum")
         # DDP would wait for gradients that never come; all processes must look for them, or none
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
-    prepared = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision)
-    prepared.model.train()
+    spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision)
+    spread.model.train()
     return Learner(
-        prepared,
+        spread,
         task.loss,
         rate(settings, updates, warmup, decay),
         scale,
@@ -174,6 +183,7 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         max_nonfinite=settings.max_nonfinite + (20 if accelerator.scaler is not None else 0),
         stopping=signals.stopping,
         anticipate=partial(coupled, task, accelerator) if task.couples else unchanged,
+        memory=Memory(accelerator, batches, Path(config.output)),
     )
 
 
@@ -181,11 +191,18 @@ def _first_loss(ingredients: Ingredients, batches: Batches) -> Callable[[], obje
     """Return the forward pass of this process's first micro-batch: to watch what it uses."""
     accelerator, task = ingredients.accelerator, ingredients.task
     model = ingredients.model.to(accelerator.device)
-    tensors = send_to_device(batches.batch(1).parts[0].tensors, accelerator.device)
+    in_order_of_size = batches, replace(batches, bounds=Bounds(rows=1))
 
     def forward() -> object:
-        with accelerator.autocast():
-            return task.loss(model, tensors)
+        for cut in in_order_of_size:
+            try:
+                tensors = send_to_device(cut.batch(1).parts[0].tensors, accelerator.device)
+                with accelerator.autocast():
+                    return task.loss(model, tensors)
+            except RuntimeError as error:
+                if not is_lacking(error):
+                    raise
+        raise UserError(ONE_ROW)
 
     return forward
 

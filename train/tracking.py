@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.section import Section, operational
+from train import signals
 from train.durations import Interval
 from train.tracking_feed import Backend, Feed, Ledger
 
@@ -43,6 +44,10 @@ DISCREET = {
     "reinit": "finish_previous",
 }
 """With these W&B records the config, the figures, and which Python and libraries ran on what kind of system."""
+
+
+HURRIED = 8.0
+"""Seconds that trackers have left once the process has been asked to stop."""
 
 
 class TrackingConfig(Section):
@@ -115,17 +120,23 @@ class Tracker:
     def finish(self, *, complete: bool = True) -> None:
         """Wait, at most `timeout` seconds, until trackers have everything; then give up with a warning.
 
+        A process that is asked to stop, or was already, waits no longer than `HURRIED` seconds from then on.
+
         complete: False if the run will be resumed. Then the last update is held back, since the resumed run may add an
         evaluation to it, and W&B shows the run as preempted, not as finished.
         """
         if not self._is_main:
             return
         self._file.close()
-        deadline = time.monotonic() + self._timeout
+        deadline, hurried = time.monotonic() + self._timeout, False
         for feed in self._feeds:
             feed.close(complete=complete)
         for feed in self._feeds:
-            feed.join(max(0, deadline - time.monotonic()))
+            while feed.busy and time.monotonic() < deadline:
+                feed.join(0.1)
+                if signals.stopping() and not hurried:
+                    deadline, hurried = min(deadline, time.monotonic() + HURRIED), True
+            feed.give_up()
 
     def _append(self, line: bytes) -> None:
         """Write a line or, with a warning, nothing: a full disk must not leave half of one, nor end the run."""

@@ -133,10 +133,18 @@ class Feed:
         self._closing.set()
         self._news.set()
 
+    @property
+    def busy(self) -> bool:
+        """Whether the tracker does not have everything yet."""
+        return self._thread.is_alive()
+
     def join(self, seconds: float) -> None:
-        """Wait until the tracker has everything, at most `seconds`; then give it up, and let the interpreter exit."""
+        """Wait until the tracker has everything, at most `seconds`."""
         self._thread.join(seconds)
-        if self._thread.is_alive():
+
+    def give_up(self) -> None:
+        """Give the tracker up if it is still busy, and let the interpreter exit."""
+        if self.busy:
             self._warn(f"still busy when its time was up; it may lack figures, {self._metrics} has all of them")
             release = threading.Thread(target=self._release, daemon=True)
             release.start()

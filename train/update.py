@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from data.batches import Batch
 from data.errors import UserError
+from train import watch
 from train.coupling import Anticipate, unchanged
 from train.hardware import seed_dropout
+from train.memory import Memory, is_lacking, is_shared_out, take_part
 from train.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -28,28 +30,21 @@ Loss = Callable[["nn.Module", dict[str, "Tensor"]], "Tensor"]
 class Report:
     """What one update has seen, still on the device."""
 
-    totals: Tensor
-    """float64 (2,): the sum of the loss over all targets of the batch, and how many processes ask to stop."""
+    loss: Tensor
+    """float64: the sum of the loss over all targets of the batch."""
     grad_norm: Tensor
     targets: int
     rate: float
-    alone: bool | None
-    """The only process's own answer to `stop`; None if there are several."""
+    stop: bool
+    """Whether any process has been asked to stop: the same answer everywhere."""
 
     def figures(self) -> dict[str, float]:
         """Return the figures of this update. Waits for the device."""
         return {
-            "train/loss": self.totals[0].item() / self.targets,
+            "train/loss": self.loss.item() / self.targets,
             "train/grad_norm": self.grad_norm.item(),
             "train/lr": self.rate,
         }
-
-    def stop(self) -> bool:
-        """Whether any process has been asked to stop: the same answer everywhere.
-
-        Waits for the device where there are several processes.
-        """
-        return self.alone if self.alone is not None else bool(self.totals[1].item() > 0)
 
 
 @dataclass
@@ -67,8 +62,12 @@ class Learner:
     stopping: Callable[[], bool] = lambda: False
     anticipate: Anticipate = unchanged
     """Gives the tensors of each micro-batch: as they are, or with what the whole batch tells of them."""
+    memory: Memory | None = None
+    """Cuts batches anew that do not fit; without it, that is the end."""
     _skipped: list[tuple[int, NDArray[np.int64], Tensor]] = field(default_factory=list)
     _in_a_row: int = 0
+    _awaited: bool = False
+    """Whether other processes wait for what this one is computing."""
 
     @property
     def accelerator(self) -> Accelerator:
@@ -84,29 +83,61 @@ class Learner:
         """Make optimizer update `number` from this process's micro-batches of one batch.
 
         The loss is the mean over all targets of the batch on all processes, so it does not matter how the batch was
-        cut. Dropout depends on (seed, number, process) alone. A non-finite loss or gradient leaves model and optimizer
-        untouched on all processes. One process waits for the device nowhere; several meet in one small reduce, and
-        where the losses of a batch's examples depend on each other in a sum of what they depend on (`coupling`).
+        cut; if the memory does not suffice on any process, it is cut anew and the update begun anew. Dropout depends on
+        (seed, number, process) alone. A non-finite loss or gradient leaves model and optimizer untouched on all
+        processes. One process waits for the device nowhere; several meet in one small reduce and wait for it, and where
+        the losses of a batch's examples depend on each other in a sum of what they depend on (`coupling`).
         """
+        while (report := self._attempt(number, batch)) is None:
+            assert self.memory is not None
+            self.strategy.optimizer.zero_grad()
+            batch = self.memory.smaller(number)
+        return report
+
+    def _attempt(self, number: int, batch: Batch) -> Report | None:
+        """Make the update, or nothing of it: None, on all processes, if the memory of one did not suffice."""
+        total = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        stop, lacking, world = self.stopping(), False, self.accelerator.num_processes
+        try:
+            total[0] = self._gradients(number, batch)
+        except RuntimeError as error:
+            if self.memory is None or not is_lacking(error):
+                raise
+            lacking = True
+            if self._awaited:
+                self.memory.lost(number)
+        if lacking and world > 1:
+            take_part(self.accelerator, self.model)
+        if world > 1:
+            total[1], total[2] = stop, lacking
+            total = self.accelerator.reduce(total, "sum")
+            stop, lacking = (count > 0 for count in total[1:].tolist())  # waits for the device
+        if lacking:
+            return None
+        self._prepare_groups(number)
+        grad_norm, skip = self.strategy.step(total[0], self.max_grad_norm)
+        self._skipped.append((number, batch.examples, skip))
+        return Report(total[0], grad_norm, batch.targets, self.rate(number), stop)
+
+    def _gradients(self, number: int, batch: Batch) -> Tensor:
+        """Add up the gradients of this process's micro-batches; return the sum of their losses, float64."""
+        world, several = self.accelerator.num_processes, self.accelerator.num_processes > 1
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        self._awaited = several and (self.anticipate is not unchanged or is_shared_out(self.accelerator, self.model))
         seed_dropout(self.seed, number, self.accelerator.process_index)
         inputs = self.anticipate(self.model, batch)
         seed_dropout(self.seed, number, self.accelerator.process_index)  # what was anticipated drops the same units
-        total = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        stop = self.stopping()
-        total[1] = stop
-        world = self.accelerator.num_processes
+        self._awaited = is_shared_out(self.accelerator, self.model)
         for place, (part, tensors) in enumerate(zip(batch.parts, inputs, strict=True), 1):
+            watch.beat()
             last = place == len(batch.parts)
             with self.strategy.part(last=last):  # gradients cross the wire once
                 loss = self.loss(self.model, send_to_device(tensors, self.accelerator.device, non_blocking=True))
                 loss = loss * 0 if part.filler else loss
+                self._awaited = self._awaited or (several and last)
                 self.strategy.backward(loss * (world / batch.targets))  # the mean over processes makes it whole
-            total[0] += loss.detach()
-        total = self.accelerator.reduce(total, "sum") if world > 1 else total
-        self._prepare_groups(number)
-        grad_norm, skip = self.strategy.step(total[0], self.max_grad_norm)
-        self._skipped.append((number, batch.examples, skip))
-        return Report(total, grad_norm, batch.targets, self.rate(number), stop if world == 1 else None)
+            total += loss.detach()
+        return total
 
     def _prepare_groups(self, number: int) -> None:
         """Give each parameter group its rate for `number`, and drop the gradients of those that do not learn yet.

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from data.order import derive
 from data.section import Section
+from train import signals, watch
 from train.tasks import _proof
 from train.tasks.base import IGNORED, WINDOW
 
@@ -116,7 +117,7 @@ class Generation(Section):
             drawn = self._draw(torch.bitwise_xor(keys, derive(self.seed, "generation")))
         found: Tensor = owner.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=drawn,
-            stopping_criteria=[_Stop(self.stop, tokenizer, begins)] if self.stop else [],
+            stopping_criteria=[_asked, *([_Stop(self.stop, tokenizer, begins)] if self.stop else [])],
             synced_gpus=shared_out or None,
         )  # fmt: skip
         found = found[:, begins:].clone()
@@ -164,6 +165,14 @@ class _Noise:
         bits = _mix(_mix(self.keys.to(scores.device)[:, None] + step) + tokens)
         uniform = ((bits >> 11) & (2**53 - 1)).double().add(0.5) * 2.0**-53
         return scores - (-uniform.log()).log().to(scores.dtype)
+
+
+def _asked(ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    """Break all texts off where the process was asked to stop: who asks for texts looks at that before using them."""
+    import torch
+
+    watch.beat()
+    return torch.full((len(ids),), signals.stopping(), device=ids.device)
 
 
 class _Stop:
