@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from data.order import Order
-from train import files, notes, output, report
+from train import files, launches, notes, output, report
 from train.adapter_files import finished
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
@@ -55,6 +55,7 @@ def finish(
         examples=order.examples_until(state.update),
         world=accelerator.num_processes,
         precision=ingredients.precision,
+        restarts=max(0, launches.starts(folder) - 1),
     )
     try:
         for role, evaluator in evaluators.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from data.errors import UserError
 from data.order import derive
+from train import network
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +34,7 @@ def build_accelerator(precision: str) -> tuple[Accelerator, str]:
         raise UserError("precision: fp16 needs a GPU (on CPU it would have no effect); use bf16 or fp32")
     if cpu:
         _set_threads()
+        network.choose_interface()
     else:
         _choose_kernels()
     reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True)

@@ -16,7 +16,7 @@ from data.batches import Batches
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from train import adapter, files, hardware, metrics, output, signals
+from train import adapter, files, hardware, launches, metrics, output, signals
 from train.checkpoint import Checkpoints, only_what_learns
 from train.config import RunConfig
 from train.coupling import coupled, unchanged
@@ -52,7 +52,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     """
     ingredients = _referred(config, read(config))
     accelerator = ingredients.accelerator
-    batches, bounds = _batches(config, ingredients)
+    batches, bounds = plan_batches(config, ingredients)
     per_epoch = batches.order.updates_per_epoch
     updates = total_updates(config.epochs, config.updates, per_epoch)
     learner = _learner(config, ingredients, batches, updates)
@@ -65,7 +65,11 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
         checkpoints.load(newest)
     checkpoints.check_data(ingredients.splits["train"].fingerprint, anyway=resume_anyway)
     checkpoints.check_start(config.model.path, config.model.revision, anyway=resume_anyway)
-    tracker = Tracker(accelerator, Path(config.output), config.tracking, config.dump(), checkpoints.state.update)
+    launch = {}
+    if accelerator.is_main_process:
+        launch = launches.record(Path(config.output), checkpoints.state.update, accelerator.num_processes)
+    known = {**config.dump(), "launch": launch}
+    tracker = Tracker(accelerator, Path(config.output), config.tracking, known, checkpoints.state.update)
     journal = Journal(
         tracker, learner, batches.encoded, Path(config.output), checkpoints.state,
         updates=updates, speaks=accelerator.is_main_process,
@@ -118,7 +122,7 @@ def _judging(config: RunConfig, accelerator: Accelerator) -> Bounds:
     return Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)
 
 
-def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
+def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
     """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
     accelerator, train = ingredients.accelerator, ingredients.splits["train"]
     judging = _judging(config, accelerator)

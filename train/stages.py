@@ -59,6 +59,13 @@ def read(files: Sequence[str], assignments: Sequence[str], *, resume_anyway: boo
     return stages
 
 
+def unfinished(stages: Sequence[Stage], *, resume_anyway: bool) -> list[str]:
+    """Return the output folders of the stages that are not finished, in order; imports nothing slow."""
+    outputs = [stage.config.output for stage in stages]
+    done = [output.claim(stage.config, resume_anyway=resume_anyway) for stage in stages]
+    return [folder for folder, is_done in zip(outputs, done, strict=True) if not is_done]
+
+
 def carry_out(stages: Sequence[Stage], run: Callable[[RunConfig], int], *, resume_anyway: bool, speaks: bool) -> int:
     """Run what is left of the stages, in order; return the exit code of the process, which is `run`'s.
 
