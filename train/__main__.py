@@ -71,7 +71,7 @@ def _run(options: argparse.Namespace, *, speaks: bool) -> int:
     if options.schema:
         print(json.dumps(config.schema(), indent=1))
         return 0
-    files, assignments = _split(options.arguments)
+    files, assignments = split(options.arguments)
     anyway: bool = options.resume_anyway
     found = stages.read(files, assignments, resume_anyway=anyway)
     if options.unfinished:
@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace, *, speaks: bool) -> int:
     return stages.carry_out(found, run, resume_anyway=anyway, speaks=speaks)
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the config files and the key=value pairs of a command line. What looks like neither is no file."""
     assigned = ["=" in argument and not os.path.exists(argument) for argument in arguments]
     if not arguments or assigned[0]:

@@ -51,12 +51,9 @@ def finish(
     result = report.results(
         figures,
         state,
-        path=config.model.path,
-        examples=order.examples_until(state.update),
-        world=accelerator.num_processes,
-        precision=ingredients.precision,
-        restarts=max(0, launches.starts(folder) - 1),
-    )
+        path=config.model.path, precision=ingredients.precision, world=accelerator.num_processes,
+        examples=order.examples_until(state.update), restarts=launches.starts(folder) - 1,
+    )  # fmt: skip
     try:
         for role, evaluator in evaluators.items():
             files.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())

@@ -166,6 +166,7 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
     model, optimizer = accelerator.prepare(ingredients.model, built)
     model.train()
+    _settle_buckets(model, ingredients, batches)
     return Learner(
         accelerator,
         model,
@@ -180,6 +181,19 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         stopping=signals.stopping,
         anticipate=partial(coupled, task, accelerator) if task.couples else unchanged,
     )
+
+
+def _settle_buckets(model: Any, ingredients: Ingredients, batches: Batches) -> None:
+    """Let DDP arrange its buckets before the first update, by a backward pass that teaches nothing.
+
+    It does so after its first one, and the arrangement decides in which order more than two processes are summed: a
+    resumed run would differ in the last bits from one that went on.
+    """
+    accelerator = ingredients.accelerator
+    if accelerator.num_processes > 2 and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        tensors = send_to_device(batches.batch(1).parts[0].tensors, accelerator.device)
+        accelerator.backward(ingredients.task.loss(model, tensors) * 0)
+        model.zero_grad()
 
 
 def _first_loss(ingredients: Ingredients, batches: Batches) -> Callable[[], object]:
