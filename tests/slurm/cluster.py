@@ -1,8 +1,9 @@
 """A real Slurm cluster on this machine for as long as a test needs it: own key, own configuration, own state.
 
 Plain, its nodes share this machine's network and processes. With namespaces (root, Linux) each has its own network
-(real traffic over virtual Ethernet), processes and host name, so that a node can lose power or its cable. Where the
+(real traffic over virtual Ethernet), processes and host name, so that a node can lose power or its cable; and where the
 cgroup freezer can be used tasks are tracked with it as on real clusters: a signal then reaches only what srun started.
+(The freezer is one for the whole machine, so that only one such cluster can run at a time.)
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests.slurm import network
+from tests.slurm.network import PATH, Network
+
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 FREEZER = Path("/sys/fs/cgroup/freezer")
-SUBNET = "10.213.78"
-PATH = os.pathsep.join((os.environ["PATH"], "/usr/sbin", "/sbin"))
 CPUS, GPUS = 4, 0
 
 # The intervals are short so that a lost node is noticed within seconds; a requeued job waits for cred_expire.
@@ -75,13 +77,7 @@ def missing(*, namespaces: bool = False) -> str | None:
     for program in PROGRAMS:
         if shutil.which(program, path=PATH) is None:
             return f"Slurm is not installed: there is no {program} (apt-get install slurm-wlm munge)"
-    if namespaces and os.geteuid() != 0:
-        return "only root can make network namespaces"
-    if namespaces and shutil.which("ip", path=PATH) is None:
-        return "there is no ip (apt-get install iproute2)"
-    if namespaces and subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
-        return "this system does not allow network namespaces"
-    return None
+    return network.missing() if namespaces else None
 
 
 def can_freeze() -> bool:
@@ -99,10 +95,10 @@ class Cluster:
     """`nodes` nodes, node1 the first. To be used as a context: when it ends, all is stopped and removed."""
 
     def __init__(self, root: Path, nodes: int, *, namespaces: bool = False) -> None:
-        self.root, self.namespaces = root, namespaces
+        self.root = root
         self.names = [f"node{number}" for number in range(1, nodes + 1)]
-        self.tracking = "cgroup" if can_freeze() else "linuxproc"
-        self.tag = f"lk{os.getpid() % 10000}"
+        self.tracking = "cgroup" if namespaces and can_freeze() else "linuxproc"
+        self.network = Network(self.names) if namespaces else None
         self.variables = {**os.environ, "PATH": PATH, "SLURM_CONF": str(root / "slurm.conf")}
         for name in [name for name in self.variables if name.startswith(("SLURM_", "SBATCH_"))]:
             if name != "SLURM_CONF":
@@ -117,8 +113,8 @@ class Cluster:
         try:
             self._configure()
             self._start_munge()
-            if self.namespaces:
-                self._connect()
+            if self.network is not None:
+                self.network.__enter__()
             self._start_controller()
             for name in self.names:
                 self.boot(name)
@@ -139,10 +135,8 @@ class Cluster:
             if process is not None:
                 process.kill()
                 process.wait()
-        if self.namespaces:
-            for name in self.names:
-                self.call("ip", "netns", "delete", f"{self.tag}-{name}", check=False)
-            self.call("ip", "link", "delete", f"{self.tag}br", check=False)
+        if self.network is not None:
+            self.network.__exit__()
         for folder in FREEZER.glob("slurm_node*") if self.tracking == "cgroup" else ():
             for inner in sorted(folder.rglob("*"), reverse=True):
                 if inner.is_dir():
@@ -176,11 +170,11 @@ class Cluster:
         shutil.rmtree(spool, ignore_errors=True)
         spool.mkdir()
         command = ["slurmd", "-D", "-N", name]
-        if self.namespaces:
+        if self.network is not None:
             inside = 'hostname "$0"; mount --bind "$1" /etc/hosts; exec slurmd -D -N "$0"'
             command = [
                 "nsenter",
-                f"--net=/run/netns/{self.tag}-{name}",
+                f"--net=/run/netns/{self.network.space(name)}",
                 "unshare",
                 "--uts",
                 "--mount",
@@ -204,20 +198,14 @@ class Cluster:
                 os.kill(number, signal.SIGKILL)
         machine.wait()
 
-    def pull_cable(self, name: str) -> None:
-        """Cut a node off from the network; what runs there runs on."""
-        self.call("ip", "link", "set", self._cable(name), "down")
-
-    def plug_in(self, name: str) -> None:
-        """Undo `pull_cable`."""
-        self.call("ip", "link", "set", self._cable(name), "up")
+    def set_cable(self, name: str, state: str) -> None:
+        """Cut a node off from the network ("down"), or connect it again ("up")."""
+        assert self.network is not None
+        self.network.set_cable(name, state)
 
     def down(self, name: str) -> bool:
         """Whether the controller has noticed that a node is lost."""
         return "down" in self.call("sinfo", "-h", "-N", "-n", name, "-p", "low", "-o", "%t")
-
-    def _cable(self, name: str) -> str:
-        return f"{self.tag}{name.removeprefix('node')}"
 
     def _start(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
         with (self.root / "log" / log).open("ab") as stream:
@@ -243,7 +231,7 @@ class Cluster:
             tracking=self.tracking,
             # in a namespace of its own slurmd writes a process id that is another one's outside
             pid_file="inside.%n.pid",
-            binding="NoCtldInAddrAny" if self.namespaces else "NoInAddrAny,NoCtldInAddrAny",
+            binding="NoCtldInAddrAny" if self.network is not None else "NoInAddrAny,NoCtldInAddrAny",
             nodes="\n".join(nodes),
         )
         (self.root / "slurm.conf").write_text(text)
@@ -252,7 +240,7 @@ class Cluster:
         (self.root / "hosts").write_text("\n".join(["127.0.0.1 localhost", f"{self._address(254)} {host}", *names, ""]))
 
     def _address(self, number: int) -> str:
-        return f"{SUBNET}.{number}" if self.namespaces else "127.0.0.1"
+        return self.network.address(number) if self.network is not None else "127.0.0.1"
 
     def _start_munge(self) -> None:
         munge = self.root / "munge"
@@ -266,26 +254,11 @@ class Cluster:
 
     def _start_controller(self) -> None:
         command = ["slurmctld", "-D", "-c"]
-        if self.namespaces:  # it binds to what this machine's name resolves to: that must be on the bridge
+        if self.network is not None:  # it binds to what this machine's name resolves to: that must be on the bridge
             inside = 'mount --bind "$0" /etc/hosts; exec slurmctld -D -c'
             command = ["unshare", "--mount", "bash", "-c", inside, str(self.root / "hosts")]
         self.controller = self._start(command, "controller.log")
         self.until(lambda: "UP" in self.call("scontrol", "ping", check=False), 20)
-
-    def _connect(self) -> None:
-        """One bridge, and for each node a namespace with one end of a cable. There is no way out of it."""
-        bridge = f"{self.tag}br"
-        self.call("ip", "link", "add", bridge, "type", "bridge")
-        self.call("ip", "address", "add", f"{SUBNET}.254/24", "dev", bridge)
-        self.call("ip", "link", "set", bridge, "up")
-        for number, name in enumerate(self.names, 1):
-            space, cable = f"{self.tag}-{name}", self._cable(name)
-            self.call("ip", "netns", "add", space)
-            self.call("ip", "link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", space)
-            self.call("ip", "link", "set", cable, "master", bridge, "up")
-            self.call("ip", "-n", space, "address", "add", f"{SUBNET}.{number}/24", "dev", "eth0")
-            self.call("ip", "-n", space, "link", "set", "eth0", "up")
-            self.call("ip", "-n", space, "link", "set", "lo", "up")
 
 
 def _below(process: int) -> Iterator[int]:

@@ -62,9 +62,9 @@ def lose(cluster: Cluster, name: str) -> None:
 
 
 def cut_the_network(cluster: Cluster, job: Job) -> None:
-    cluster.pull_cable("node2")
+    cluster.set_cable("node2", "down")
     cluster.until(lambda: cluster.down("node2"), 60)
-    cluster.plug_in("node2")
+    cluster.set_cable("node2", "up")
 
 
 DISTURBED = [preempted, reach_the_time_limit_twice, lose_a_node, lose_the_batch_host, cut_the_network]
