@@ -34,14 +34,16 @@ def runs(file: str, assignments: Sequence[str]) -> list[list[str]]:
     found, names = [], set[str]()
     for point in itertools.product(*(several for _, several in choices)):
         chosen = [f"{key}={value}" for (key, _), value in zip(choices, point, strict=True)]
-        base = Path(config.read(file, chosen).output)
+        settings = config.read(file, chosen)
+        base = Path(settings.output)
         name = "_".join(text for text in chosen if text.partition("=")[0] in varied)
         name = re.sub(r"[^\w.,=+-]+", "-", name)[:200]
         if name in names:
             raise UserError(f"two runs of the sweep would write into {name}; leave out what is given twice")
         names.add(name)
         folder = base.with_name(f"{base.name}-sweep")
-        group = [] if any(text.startswith("tracking.group=") for text in chosen) else [f"tracking.group={base.name}"]
+        alone = settings.tracking.group is None and "wandb" in settings.tracking.trackers
+        group = [f"tracking.group={base.name}"] * alone
         kept = [text for text in chosen if not text.startswith("output=")]
         found.append([file, *kept, f"output={folder / name}", *group])
     return found
@@ -68,7 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.grid", description=__doc__, allow_abbrev=False)
     parser.add_argument("arguments", nargs="*", metavar="CONFIG, key=a,b")
     parser.add_argument("--index", type=int, help="which run, from 0: its arguments alone")
-    parser.add_argument("--tasks", type=int, help="how many runs there will be; refused if there are others")
     options = parser.parse_intermixed_args(arguments)
     try:
         files, assignments = split(options.arguments)
@@ -76,16 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("a sweep is of one config; run stages one after the other")
         found = runs(files[0], assignments)
         last = len(found) - 1
-        if options.tasks not in (None, len(found)):
-            raise UserError(
-                f"the grid has {len(found)} runs, the array {options.tasks}: submit it with --array=0-{last}"
-            )
         if options.index is not None and not 0 <= options.index <= last:
             raise UserError(f"there is no run {options.index}: submit the array with --array=0-{last}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.index is not None:
+        print(f"run {options.index} of 0 to {last}: {' '.join(found[options.index])}", file=sys.stderr)
         print("".join(f"{argument}\0" for argument in found[options.index]), end="")
         return 0
     for number, run in enumerate(found):

@@ -49,7 +49,7 @@ def test_stages_and_a_sweep(cluster: Cluster, make_config: Callable[..., dict[st
     assert len(jobs) == 2
     grid = cluster.call(
         "sbatch", "--parsable", "--array=0-1", log, f"--chdir={tmp_path}", *OPTIONS,
-        str(ROOT / "slurm" / "sweep.sbatch"), str(first), "seed=1,2", "tracking.mode=offline",
+        str(ROOT / "slurm" / "sweep.sbatch"), str(first), "seed=1,2", "tracking={trackers: [wandb], mode: offline}",
     )  # fmt: skip
     finish(cluster, [*jobs, f"{grid}_0", f"{grid}_1"])
     logs = "\n".join(file.read_text() for file in tmp_path.glob("*.log"))

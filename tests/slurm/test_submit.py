@@ -108,11 +108,13 @@ def test_times(time: str, expected: int | None) -> None:
 
 
 def test_grid(file: str, tmp_path: Path) -> None:
-    found = grid.runs(file, ["optim.lr=1e-5,3e-5", "metrics=[accuracy,f1]", "seed=1,2"])
+    assert grid.runs(file, ["seed=1,2"])[0] == [file, "seed=1", f"output={tmp_path / 'out-sweep' / 'seed=1'}"]
+    tracked = "tracking.trackers=[wandb]"
+    found = grid.runs(file, ["optim.lr=1e-5,3e-5", tracked, "seed=1,2"])
     assert len(found) == 4
     folder = tmp_path / "out-sweep"
     assert found[1] == [
-        file, "optim.lr=1e-5", "metrics=[accuracy,f1]", "seed=2", f"output={folder}/optim.lr=1e-5_seed=2",
+        file, "optim.lr=1e-5", tracked, "seed=2", f"output={folder}/optim.lr=1e-5_seed=2",
         "tracking.group=out",
     ]  # fmt: skip
     for given, message in (
