@@ -94,8 +94,8 @@ def test_what_a_run_prints_and_leaves_behind(make_config: MakeConfig, tmp_path: 
     skipped = (output / "skipped_rows_train.txt").read_text().splitlines()
     assert [line.split(":")[0].split(", ")[1] for line in skipped] == ["line 152", "line 151"]
     assert {path.name for path in output.iterdir()} == {
-        ".lock", "DONE", "checkpoints", "config.yaml", "metrics.jsonl", "model", "predictions", "result.json",
-        "skipped_rows_train.txt", "skipped_rows_validation.txt",
+        ".lock", "DONE", "checkpoints", "config.yaml", "launches.jsonl", "metrics.jsonl", "model", "predictions",
+        "result.json", "skipped_rows_train.txt", "skipped_rows_validation.txt",
     }  # fmt: skip
     result = json.loads((output / "result.json").read_text())
     assert {"metrics", "updates", "examples", "seconds", "tokens_per_second", "padding_efficiency"} <= set(result)

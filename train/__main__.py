@@ -74,9 +74,18 @@ def _run(options: argparse.Namespace, *, speaks: bool) -> int:
     if options.schema:
         print(json.dumps(config.schema(), indent=1))
         return 0
-    files, assignments = _split(options.arguments)
+    files, assignments = split(options.arguments)
     anyway: bool = options.resume_anyway
     found = stages.read(files, assignments, resume_anyway=anyway)
+    if options.unfinished:
+        for folder in stages.unfinished(found, resume_anyway=anyway):
+            print(folder)
+        return 0
+    if options.prepare_data:
+        from train.prepare_data import prepare  # the slow imports
+
+        prepare(found, resume_anyway=anyway)
+        return 0
 
     def run(settings: RunConfig) -> int:
         signals.install()  # a scheduler may signal a process that has just begun
@@ -88,7 +97,7 @@ def _run(options: argparse.Namespace, *, speaks: bool) -> int:
     return stages.carry_out(found, run, resume_anyway=anyway, speaks=speaks)
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the config files and the key=value pairs of a command line. What looks like neither is no file."""
     assigned = ["=" in argument and not os.path.exists(argument) for argument in arguments]
     if not arguments or assigned[0]:
@@ -103,7 +112,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
-        usage="%(prog)s CONFIG [CONFIG…] [key=value…] [--resume-anyway] [--traceback] [--schema]",
+        usage="%(prog)s CONFIG [CONFIG…] [key=value…] [--resume-anyway] [--prepare-data] [--unfinished] [--traceback] "
+        "[--schema]",
         description="Fine-tune a pretrained model: a run is a pure function of its config.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -116,6 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--resume-anyway", action="store_true", help="go on although config, data or starting model changed"
+    )
+    parser.add_argument(
+        "--prepare-data",
+        action="store_true",
+        help="fetch model and data, encode the rows and check all that can be checked, without training: needs no GPU",
+    )
+    parser.add_argument(
+        "--unfinished", action="store_true", help="print the output folders of what is not finished, and do nothing"
     )
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of the config")

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from data.order import Order
-from train import files, notes, output, report, watch
+from train import files, launches, notes, output, report, watch
 from train.adapter_files import finished
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
@@ -49,8 +49,10 @@ def finish(
         config, figures, ingredients.task, updates=exported, own_code=own_code, new=ingredients.new_parameters
     )
     result = report.results(
-        figures, state, path=config.model.path, examples=order.examples_until(state.update),
-        world=accelerator.num_processes, precision=ingredients.precision,
+        figures,
+        state,
+        path=config.model.path, precision=ingredients.precision, world=accelerator.num_processes,
+        examples=order.examples_until(state.update), restarts=launches.starts(folder) - 1,
     )  # fmt: skip
     try:
         for role, evaluator in evaluators.items():

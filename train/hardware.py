@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from data.errors import UserError
 from data.order import derive
+from train import network
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerat
         raise UserError("precision: fp16 needs a GPU (on CPU it would have no effect); use bf16 or fp32")
     if cpu:
         _set_threads()
+        network.choose_interface()
     else:
         _choose_kernels()
     # buffers are the same everywhere, and to send them would make an update's first forward pass a collective

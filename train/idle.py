@@ -58,7 +58,7 @@ def _conditions(config: RunConfig) -> Iterator[tuple[str, str]]:
     if optim.schedule == "constant":
         yield "optim.min_lr_ratio", "optim.schedule is constant"
     if "wandb" not in tracking.trackers:
-        for key in ("project", "name", "tags", "mode"):
+        for key in ("project", "name", "group", "tags", "mode"):
             yield f"tracking.{key}", "tracking.trackers has no wandb"
     if not tracking.trackers:
         yield "tracking.timeout", "tracking.trackers is empty"

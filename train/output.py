@@ -20,6 +20,8 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 STOP = "STOP"
 """A file by which a run is asked to stop; it may be there before the run is."""
+PATIENCE = 900
+"""Seconds for which a requeued job waits until the start before has let go of its folder."""
 
 
 def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
@@ -76,8 +78,10 @@ def begin(config: RunConfig) -> FileLock:
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / ".lock", timeout=0)
+    requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     try:
-        lock.acquire()
+        # on a node that was cut off a process of the start before may hang for as long as its collectives wait
+        lock.acquire(timeout=PATIENCE if requeued else 0)
     except Timeout as error:
         raise UserError(f"output: another run is writing to {output}; wait for it, or name another folder") from error
     (output / DONE).unlink(missing_ok=True)

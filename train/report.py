@@ -21,11 +21,18 @@ them. Read them first. The weights are safetensors.
 
 
 def results(
-    figures: Mapping[str, float], state: State, *, path: str | None, examples: int, world: int, precision: str
+    figures: Mapping[str, float],
+    state: State,
+    *,
+    path: str | None,
+    examples: int,
+    world: int,
+    precision: str,
+    restarts: int,
 ) -> dict[str, Any]:
     """Return the contents of result.json. `seconds` and tokens are those of training, over all resumptions.
 
-    `path` is the starting model's.
+    `path` is the starting model's; `restarts` are the starts of the run after the first.
     """
     return {
         "metrics": dict(figures),
@@ -36,6 +43,7 @@ def results(
         "padding_efficiency": round(state.tokens / state.computed, 4) if state.computed else None,
         "world_size": world,
         "precision": precision,
+        "restarts": restarts,
         "best_update": state.best_update or None,
         "started_from": {"path": path, "sha256": state.started_from or None},
     }

@@ -17,7 +17,7 @@ from data.batches import Batches
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from train import adapter, files, hardware, logs, metrics, output, signals, strategy, watch
+from train import adapter, files, hardware, launches, logs, metrics, output, signals, strategy, watch
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.coupling import coupled, unchanged
@@ -72,7 +72,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
 def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bool) -> int:
     """Train, from the newest checkpoint on; return the exit code."""
     accelerator = ingredients.accelerator
-    batches, bounds = _batches(config, ingredients)
+    batches, bounds = plan_batches(config, ingredients)
     per_epoch = batches.order.updates_per_epoch
     updates = total_updates(config.epochs, config.updates, per_epoch)
     learner = _learner(config, ingredients, batches, updates)
@@ -86,7 +86,11 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
         checkpoints.load(newest)
     checkpoints.check_data(ingredients.splits["train"].fingerprint, anyway=resume_anyway)
     checkpoints.check_start(config.model.path, config.model.revision, anyway=resume_anyway)
-    tracker = Tracker(accelerator, Path(config.output), config.tracking, config.dump(), checkpoints.state.update)
+    launch = {}
+    if accelerator.is_main_process:
+        launch = launches.record(Path(config.output), checkpoints.state.update, accelerator.num_processes)
+    known = {**config.dump(), "launch": launch}
+    tracker = Tracker(accelerator, Path(config.output), config.tracking, known, checkpoints.state.update)
     journal = Journal(
         tracker, learner, batches.encoded, Path(config.output), checkpoints.state,
         updates=updates, speaks=accelerator.is_main_process,
@@ -128,7 +132,7 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     return 0 if written and not checkpoints.failed else 1
 
 
-def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
+def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
     """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
     accelerator, train = ingredients.accelerator, ingredients.splits["train"]
     bounds = judging(config, accelerator)
@@ -172,6 +176,7 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
     spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision)
     spread.model.train()
+    _settle_buckets(spread.model, ingredients, batches)
     return Learner(
         spread,
         task.loss,
@@ -185,6 +190,19 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         anticipate=partial(coupled, task, accelerator) if task.couples else unchanged,
         memory=Memory(accelerator, batches, Path(config.output)),
     )
+
+
+def _settle_buckets(model: Any, ingredients: Ingredients, batches: Batches) -> None:
+    """Let DDP arrange its buckets before the first update, by a backward pass that teaches nothing.
+
+    It does so after its first one, and the arrangement decides in which order more than two processes are summed: a
+    resumed run would differ in the last bits from one that went on.
+    """
+    accelerator = ingredients.accelerator
+    if accelerator.num_processes > 2 and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        tensors = send_to_device(batches.batch(1).parts[0].tensors, accelerator.device)
+        accelerator.backward(ingredients.task.loss(model, tensors) * 0)
+        model.zero_grad()
 
 
 def _first_loss(ingredients: Ingredients, batches: Batches) -> Callable[[], object]:

@@ -26,11 +26,14 @@ class Stage:
     config: RunConfig
 
 
-def read(files: Sequence[str], assignments: Sequence[str], *, resume_anyway: bool) -> list[Stage]:
+def read(
+    files: Sequence[str], assignments: Sequence[str], *, resume_anyway: bool, world: int | None = None
+) -> list[Stage]:
     """Return the stages in `files`, with `key=value` on top of all of them and `NAME:key=value` on top of one.
 
     `${previous}` in a config is the folder of the model that the stage before exports. Writes nothing, imports nothing
-    slow. Raises `UserError` with the problems of all stages at once.
+    slow. `world` is how many processes there will be; default: what the launcher says. Raises `UserError` with the
+    problems of all stages at once.
     """
     stages: list[Stage] = []
     problems: list[UserError] = []
@@ -46,7 +49,9 @@ def read(files: Sequence[str], assignments: Sequence[str], *, resume_anyway: boo
         from_unknown = invented is not None and invented in str(settings.model.path)
         previous, invented = str(Path(settings.output) / output.MODEL), None
         try:
-            _check_world(settings)  # one that begins with what is invented would seem to be another run than before
+            _check_world(
+                settings, world
+            )  # one that begins with what is invented would seem to be another run than before
             if not from_unknown and not output.claim(settings, resume_anyway=resume_anyway):
                 _check_files(settings, [stage.config.output for stage in stages])
         except UserError as error:
@@ -57,6 +62,13 @@ def read(files: Sequence[str], assignments: Sequence[str], *, resume_anyway: boo
     if problems:
         raise UserError("\n".join(map(str, problems)))
     return stages
+
+
+def unfinished(stages: Sequence[Stage], *, resume_anyway: bool) -> list[str]:
+    """Return the output folders of the stages that are not finished, in order; imports nothing slow."""
+    outputs = [stage.config.output for stage in stages]
+    done = [output.claim(stage.config, resume_anyway=resume_anyway) for stage in stages]
+    return [folder for folder, is_done in zip(outputs, done, strict=True) if not is_done]
 
 
 def carry_out(stages: Sequence[Stage], run: Callable[[RunConfig], int], *, resume_anyway: bool, speaks: bool) -> int:
@@ -130,9 +142,10 @@ def _addressed(files: Sequence[str], assignments: Sequence[str]) -> list[list[st
     return [[*common, *own[name]] for name in names]
 
 
-def _check_world(settings: RunConfig) -> None:
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world.isdecimal() and settings.batch_size < int(world):
+def _check_world(settings: RunConfig, world: int | None) -> None:
+    told = os.environ.get("WORLD_SIZE", "1")
+    world = world or (int(told) if told.isdecimal() else 1)
+    if settings.batch_size < world:
         raise UserError(
             f"batch_size: {settings.batch_size} examples cannot be shared by {world} processes; "
             "raise it, or start fewer"

@@ -57,6 +57,7 @@ class TrackingConfig(Section):
     trackers: list[Literal["wandb", "tensorboard"]] = operational([], "Trackers that get the figures too.")
     project: str = operational("lockstep", "The project at W&B.", pattern=r"^[^/\\#?%:]+$", max_length=128)
     name: str | None = operational(None, "The name of the run. Default: the name of the output folder.")
+    group: str | None = operational(None, "Runs of one group are shown together at W&B.", min_length=1, max_length=128)
     tags: list[str] = operational([], "Tags of the run at W&B.")
     mode: Literal["auto", "online", "offline"] = operational("auto", "auto: what WANDB_MODE says, or else online.")
     timeout: float = operational(20, "Seconds for which trackers may hold up the start, and the end, of a run.", gt=0)
@@ -212,6 +213,7 @@ class WandB(Backend):
             id=run_id,
             resume="allow",
             name=self._settings.name or self._output.resolve().name,
+            group=self._settings.group,
             tags=self._settings.tags or None,  # an empty list would take away those given at W&B
             dir=self._output,
             mode=None if self._settings.mode == "auto" else self._settings.mode,
@@ -270,11 +272,17 @@ class TensorBoard(Backend):
         tracker.main_process_only = False  # only the main process gets here; need no process group to know that
         tracker.start()
         if first:
-            tracker.log({"config": f"```\n{json.dumps(self._config, indent=1)}\n```"}, step=0)
+            tracker.log({"config": _text(self._config)}, step=0)
+        if "launch" in self._config:  # one each time that the run is started, at the update from which it goes on
+            tracker.log({"launch": _text(self._config["launch"])}, step=self._config["launch"]["update"])
         return tracker
 
     def finish(self, tracker: GeneralTracker, summary: Mapping[str, float], *, complete: bool) -> None:
         tracker.finish()
+
+
+def _text(value: Any) -> str:
+    return f"```\n{json.dumps(value, indent=1)}\n```"
 
 
 BACKENDS: dict[str, type[WandB | TensorBoard]] = {"wandb": WandB, "tensorboard": TensorBoard}
