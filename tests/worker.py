@@ -1,8 +1,8 @@
 """A process of a distributed test: carries out runs that a JSON file lists, one after the other, in one process group.
 
-torchrun starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file}, ...]; with
-"files" instead of "config", the stages of a command; with "refused", a part of the message with which it must end;
-with "strategy", the variables of one (see `strategies`).
+`distributed.launch` starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file},
+...]; with "files" instead of "config", the stages of a command; with "refused", a part of the message with which it
+must end; with "strategy", the variables of one (see `strategies`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data.errors import UserError
 from tests import lacking, phases
@@ -113,11 +113,11 @@ def carry_out_stages(
         signals.stopping = asked
 
 
-def main() -> None:
+def work(listed: str) -> None:
     """Carry out every run of the list, each from a fresh Accelerator but in the same process group."""
     from accelerate.state import AcceleratorState, GradientState
 
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in json.loads(Path(listed).read_text()):
         try:
             if "files" in job:
                 code = carry_out_stages(job["files"], (), job.get("stop_after"))
@@ -137,11 +137,16 @@ def main() -> None:
         GradientState._reset_state()
 
 
-if __name__ == "__main__":
+def serve(listed: str) -> NoReturn:
+    """Carry out a list of runs, and leave with what came of it."""
     exit_code = 1
     try:
-        main()
+        work(listed)
         exit_code = 0
     except BaseException:
         traceback.print_exc()
     signals.leave(exit_code)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
