@@ -80,8 +80,8 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     checkpoints = _checkpoints(config, learner)
     accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
     lock = output.begin(config) if accelerator.is_main_process else None
-    logs.begin(Path(config.output))
     newest = checkpoints.newest()
+    logs.begin(Path(config.output))  # all know that the first process has made the folder a run's
     if newest is not None:
         checkpoints.load(newest)
     checkpoints.check_data(ingredients.splits["train"].fingerprint, anyway=resume_anyway)
