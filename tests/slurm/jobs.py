@@ -50,7 +50,7 @@ class Job:
         except (FileNotFoundError, json.JSONDecodeError):
             return 0
 
-    def reach(self, update: int, seconds: float = 240) -> None:
+    def reach(self, update: int, seconds: float = 900) -> None:
         """Wait until the run has made an update."""
         try:
             self.cluster.until(lambda: self.updates() >= update or self.has_ended(), seconds)
@@ -64,7 +64,7 @@ class Job:
     def has_ended(self) -> bool:
         return self.cluster.state(self.number) in ENDED
 
-    def end(self, seconds: float = 400) -> str:
+    def end(self, seconds: float = 1500) -> str:
         """Wait until the job has ended for good; return its state."""
         limit = time.monotonic() + seconds
         ended = 0

@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def finish(cluster: Cluster, jobs: list[str]) -> None:
-    cluster.until(lambda: all(cluster.state(job) not in ("PENDING", "RUNNING", "COMPLETING") for job in jobs), 400)
+    cluster.until(lambda: all(cluster.state(job) not in ("PENDING", "RUNNING", "COMPLETING") for job in jobs), 900)
 
 
 def test_stages_and_a_sweep(cluster: Cluster, make_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
