@@ -44,12 +44,9 @@ def whole(build: Build) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def shared(build: Build, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every task's runs on 2 and on 3 processes, and one on 2 that stops on the way and goes on: `run` names them.
-
-    Two micro-batches each: what they cost is their number. (`steady-2` and `stopped-2` are cut as costs least.)
-    """
+    """Every task's runs on 2 and on 3 processes, and one on 2 that stops on the way and goes on: `run` names them."""
     for world in (2, 3):
-        jobs = [{"config": build(name, f"world-{world}", micro_batch_size=16 // world)} for name in TASKS]
+        jobs = [{"config": build(name, f"world-{world}")} for name in TASKS]
         if world == 2:
             for name in TASKS:
                 settings = {"precision": "fp32", "model__config": {}}
