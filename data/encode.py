@@ -79,9 +79,14 @@ class Encoded:
 
     def features(self, ids: NDArray[np.int64]) -> Features:
         """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
-        table = self.dataset.with_format("arrow")[ids]
+        table = self._tables[ids]
         columns = {name: _array(table.column(name)) for name in table.column_names}
         return {**columns, **{name: np.asarray(values[ids]) for name, values in self.beside.items()}}
+
+    @cached_property
+    def _tables(self) -> Dataset:
+        """The same as Arrow tables: `with_format` copies and hashes, longer than a batch takes to read."""
+        return self.dataset.with_format("arrow")
 
     def sources(self, ids: NDArray[np.int64]) -> dict[str, list[int]]:
         """Return {"sources": the place of each example's source}, from 0; {} where there is only one source."""

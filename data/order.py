@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 Indices = NDArray[np.int64]
 
 ROUNDS = 8  # four are enough for large domains; eight keep small ones (a few dozen rows) uniform too
+BLOCK = 2048  # positions permuted at once: what a walk costs hardly depends on how many there are
 
 
 def derive(*parts: int | str) -> int:
@@ -106,7 +108,13 @@ class Order:
         """Return the example ids of update number `update` (from 1), shape (batch_size,) or less at an epoch's end."""
         epoch, within = divmod(update - 1, self.updates_per_epoch)
         start = within * self.batch_size
-        positions = np.arange(start, min(start + self.batch_size, self.epoch_size), dtype=np.int64)
+        end = min(start + self.batch_size, self.epoch_size)
+        blocks = [_block(self, epoch, number) for number in range(start // BLOCK, -(-end // BLOCK))]
+        skip = start // BLOCK * BLOCK
+        return np.concatenate(blocks)[start - skip : end - skip]
+
+    def at(self, epoch: int, positions: Indices) -> Indices:
+        """Return the example ids at these positions of an epoch, each in [0, epoch_size)."""
         slots = permute(positions, self.epoch_size, derive(self.seed, "order", epoch))
         result = np.empty_like(slots)
         slot_start = id_start = 0
@@ -125,6 +133,13 @@ class Order:
             now = passes == number
             rows[now] = permute(drawn[now] % size, size, derive(self.seed, "rows", source, int(number)))
         return rows
+
+
+@lru_cache(maxsize=2)
+def _block(order: Order, epoch: int, number: int) -> Indices:
+    """Return the ids at BLOCK neighbouring positions: one walk for many updates, not one for each."""
+    start = number * BLOCK
+    return order.at(epoch, np.arange(start, min(start + BLOCK, order.epoch_size), dtype=np.int64))
 
 
 def shares(sizes: list[int], weights: list[float | None]) -> tuple[int, ...]:

@@ -74,17 +74,32 @@ def plan_batch(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroB
     """Return the micro-batches of each process for one update: `world` lists of equal length.
 
     Neighbours in length are dealt out one to each process, in alternating direction, so that all processes hold
-    the same number of rows (or one less), of nearly the same lengths, in every micro-batch.
+    the same number of rows (or one less), of nearly the same lengths, in every micro-batch. Of each micro-batch the
+    costliest share goes to the process that has least to do so far: processes meet once an update (sharded models
+    once a micro-batch, where the sum does not help), so it is the sum of their costs that is balanced.
+
+    The cost is rows x longest row: tokens, padding counted. Attention's own part, rows x longest², is left out: of a
+    7B model's work (4,096 wide, 32 layers) it is 4 % at 1,000 tokens, half of it where attention is causal.
     """
-    groups = cut(lengths, bounds, world)
-    return [[_share(group, process, world) for group in groups] for process in range(world)]
+    plan: list[list[MicroBatch]] = [[] for _ in range(world)]
+    done = np.zeros(world, dtype=np.int64)
+    for group in cut(lengths, bounds, world):
+        shares = _shares(group, world)
+        costs = np.array([len(share.rows) * int(lengths[share.rows[0]]) for share in shares])
+        receivers = np.argsort(done, kind="stable")
+        for share, process in zip(np.argsort(-costs, kind="stable"), receivers, strict=True):
+            plan[process].append(shares[share])
+            done[process] += costs[share]
+    return plan
 
 
-def _share(group: Indices, process: int, world: int) -> MicroBatch:
-    places = np.arange(len(group))
-    column, place = places // world, places % world
-    mine = group[np.where(column % 2 == 0, place, world - 1 - place) == process]
-    return MicroBatch(mine) if len(mine) else MicroBatch(group[-1:], filler=True)
+def _shares(group: Indices, world: int) -> list[MicroBatch]:
+    columns = -(-len(group) // world)
+    dealt = np.full((columns, world), -1, dtype=np.int64)
+    dealt.flat[: len(group)] = group
+    dealt[1::2] = dealt[1::2, ::-1].copy()
+    shares = [share[share >= 0] for share in dealt.T]
+    return [MicroBatch(share) if len(share) else MicroBatch(group[-1:], filler=True) for share in shares]
 
 
 def plan_evaluation(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatch]]:

@@ -164,3 +164,18 @@ def test_padding_efficiency_on_lengths_of_sst2(world: int, least: float) -> None
             one, other = padding_efficiency(batch, share)
             real, computed = real + one, computed + other
     assert real / computed >= least
+
+
+@pytest.mark.parametrize(("batch", "world"), [(64, 2), (128, 4), (256, 8), (512, 16)])
+def test_processes_have_equal_work_on_lengths_of_chats(batch: int, world: int) -> None:
+    """32 rows a process: the costliest has at most 1.05 of the mean to do, on average over updates.
+
+    With fewer, or longer rows, a single row can be more than that (see benchmarks/balance.py).
+    """
+    generator, ratios = np.random.default_rng(0), []
+    for _ in range(40):
+        lengths = np.clip(generator.lognormal(5, 1, batch).astype(np.int64), 1, 2048)
+        plan = plan_batch(lengths, Bounds(tokens=8192, overhead=100), world)
+        costs = [sum(len(part.rows) * int(lengths[part.rows].max()) for part in share) for share in plan]
+        ratios.append(max(costs) / np.mean(costs))
+    assert np.mean(ratios) <= 1.05

@@ -30,7 +30,7 @@ BART: dict[str, Any] = {
 }  # fmt: skip
 GEMMA: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16,
-    "num_key_value_heads": 1, "max_position_embeddings": 64,
+    "num_key_value_heads": 1, "max_position_embeddings": 64, "vocab_size": 512,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2},
