@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Collate = Callable[[Features], "dict[str, Tensor]"]
 Count = Callable[[Features], int]
+Places = dict[str, list[Any]]
+Position = dict[str, Any] | None
+"""Where a stream stands, as plain values."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,39 @@ class Batch:
     """Real tokens over all processes."""
     computed: int
     """Tokens that this process computes, padding counted."""
+    places: Callable[[], Places] = dict
+    """Where its examples come from, in order: {"rows": [...]}, and what else it takes to find them."""
+    position: Position = None
+    """Where a stream stands after it; None where the update's number says it."""
+    skipped: tuple[str, ...] = ()
+    """Unusable rows that a stream came upon on the way to it: where they are, and what is wrong with them."""
+
+
+class Feed(Protocol):
+    """What a run takes its batches from: examples in memory-mapped files (`Batches`), or a stream."""
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """How many updates take every example once; 0 where nobody knows."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what update numbers and positions refer to: they mean nothing without it."""
+
+    def __str__(self) -> str:
+        """Say how much there is."""
+
+    def first(self) -> Batch:
+        """Return a batch such as there will be: to watch what the model uses of it."""
+
+    def between(self, done: int, updates: int, position: Position = None) -> Iterator[tuple[int, Batch]]:
+        """Yield (number, batch) for the updates after number `done`, whose batch told `position`, up to `updates`."""
+
+    def padding_efficiency(self) -> float:
+        """Return real over computed tokens, estimated."""
+
+    def examples_until(self, update: int) -> int:
+        """Return how many examples the first `update` updates take."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +95,38 @@ class Batches:
     world: int = 1
     process: int = 0
 
+    @property
+    def updates_per_epoch(self) -> int:
+        """How many updates take every example once (or its source's share)."""
+        return self.order.updates_per_epoch
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoded examples."""
+        return self.encoded.fingerprint
+
+    def __str__(self) -> str:
+        """Say how much there is."""
+        return f"{self.order.updates_per_epoch:,} an epoch"
+
+    def examples_until(self, update: int) -> int:
+        """Return how many examples the first `update` updates take."""
+        return self.order.examples_until(update)
+
     def batch(self, update: int) -> Batch:
         """Return the batch of update number `update`, from 1: a function of the number alone."""
         ids = self.order.examples(update)
         keys = example_keys(ids, self.order.seed, (update - 1) // self.order.updates_per_epoch)
         features = {**self.encoded.features(ids), "key": keys}
-        lengths = features["length"]
-        mine = plan_batch(lengths, self.bounds, self.world)[self.process]
-        return Batch(
-            parts=[_part(micro_batch, ids, features, self.collate) for micro_batch in mine],
-            examples=ids,
-            targets=self.count(features),
-            tokens=int(lengths.sum()),
-            computed=padding_efficiency(lengths, mine)[1],
-        )
+        batch = cut_batch(ids, features, self.bounds, self.collate, self.count, self.world, self.process)
+        return replace(batch, places=partial(_places, self.encoded, ids))
 
-    def between(self, done: int, updates: int) -> Iterator[tuple[int, Batch]]:
-        """Yield (number, batch) for the updates after number `done` up to number `updates`."""
+    def first(self) -> Batch:
+        """Return the batch of the first update."""
+        return self.batch(1)
+
+    def between(self, done: int, updates: int, position: Position = None) -> Iterator[tuple[int, Batch]]:
+        """Yield (number, batch) for the updates after number `done` up to number `updates`. Needs no position."""
         for update in range(done + 1, updates + 1):
             yield update, self.batch(update)
 
@@ -89,6 +141,31 @@ class Batches:
                 one, other = padding_efficiency(lengths, share)
                 real, computed = real + one, computed + other
         return real / computed
+
+
+def cut_batch(
+    ids: NDArray[np.int64],
+    features: Features,
+    bounds: Bounds,
+    collate: Collate,
+    count: Count,
+    world: int,
+    process: int,
+) -> Batch:
+    """Return the batch of these examples, whose features all processes know, cut for one of them."""
+    lengths = features["length"]
+    mine = plan_batch(lengths, bounds, world)[process]
+    return Batch(
+        parts=[_part(micro_batch, ids, features, collate) for micro_batch in mine],
+        examples=ids,
+        targets=count(features),
+        tokens=int(lengths.sum()),
+        computed=padding_efficiency(lengths, mine)[1],
+    )
+
+
+def _places(encoded: Encoded, ids: NDArray[np.int64]) -> Places:
+    return {**encoded.sources(ids), "rows": encoded.features(ids)["row"].tolist()}
 
 
 def _part(micro_batch: MicroBatch, ids: NDArray[np.int64], features: Features, collate: Collate) -> Part:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
-from data.order import Order
 from train import files, notes, output, report
 from train.adapter_files import finished
 from train.checkpoint import Checkpoints
@@ -27,7 +27,7 @@ def finish(
     evaluators: dict[str, Evaluator],
     checkpoints: Checkpoints,
     tracker: Tracker,
-    order: Order,
+    examples_until: Callable[[int], int],
 ) -> bool:
     """Judge the model to be exported (the best, or the last), and write everything that others rely on.
 
@@ -52,7 +52,7 @@ def finish(
         figures,
         state,
         path=config.model.path,
-        examples=order.examples_until(state.update),
+        examples=examples_until(state.update),
         world=accelerator.num_processes,
         precision=ingredients.precision,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import send_to_device
 
-from data.batches import Batches
+from data.batches import Batches, Feed
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
@@ -29,6 +29,7 @@ from train.layers import depths, unused
 from train.loop import Every, fit
 from train.optim import build_optimizer, rate, scales
 from train.reference import referred
+from train.streams import stream_batches
 from train.tracking import Tracker
 from train.update import Learner
 
@@ -53,7 +54,7 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     ingredients = _referred(config, read(config))
     accelerator = ingredients.accelerator
     batches, bounds = _batches(config, ingredients)
-    per_epoch = batches.order.updates_per_epoch
+    per_epoch = batches.updates_per_epoch
     updates = total_updates(config.epochs, config.updates, per_epoch)
     learner = _learner(config, ingredients, batches, updates)
     evaluators = _evaluators(config, ingredients, learner.model, bounds)
@@ -63,11 +64,11 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     newest = checkpoints.newest()
     if newest is not None:
         checkpoints.load(newest)
-    checkpoints.check_data(ingredients.splits["train"].fingerprint, anyway=resume_anyway)
+    checkpoints.check_data(batches.fingerprint, anyway=resume_anyway)
     checkpoints.check_start(config.model.path, config.model.revision, anyway=resume_anyway)
     tracker = Tracker(accelerator, Path(config.output), config.tracking, config.dump(), checkpoints.state.update)
     journal = Journal(
-        tracker, learner, batches.encoded, Path(config.output), checkpoints.state,
+        tracker, learner, Path(config.output), checkpoints.state,
         updates=updates, speaks=accelerator.is_main_process,
     )  # fmt: skip
     _announce(config, ingredients, batches, updates, journal)
@@ -86,11 +87,12 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     complete, written = False, True
     try:
         done = checkpoints.state.update
-        fit(learner, batches.between(done, updates), evaluate, journal, checkpoints, updates=updates, every=every)
+        taken = batches.between(done, updates, checkpoints.state.position)
+        fit(learner, taken, evaluate, journal, checkpoints, updates=updates, every=every)
         complete = checkpoints.state.update >= updates or checkpoints.out_of_patience()
         journal.close()
         if complete:
-            written = finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.order)
+            written = finish(config, ingredients, learner, evaluators, checkpoints, tracker, batches.examples_until)
         else:
             journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
     finally:
@@ -118,12 +120,12 @@ def _judging(config: RunConfig, accelerator: Accelerator) -> Bounds:
     return Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)
 
 
-def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
+def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Feed, Bounds]:
     """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
     accelerator, train = ingredients.accelerator, ingredients.splits["train"]
     judging = _judging(config, accelerator)
     tokens = config.micro_batch_tokens or (None if config.micro_batch_size else MICRO_BATCH_TOKENS)
-    weights = [source.weight for source in config.data.train]
+    weights = [None if ingredients.streams else source.weight for source in config.data.train]
     per_source = shares(list(train.sizes), weights)
     if not all(per_source):
         raise UserError(
@@ -140,13 +142,15 @@ def _batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Boun
         accelerator.num_processes,
         accelerator.process_index,
     )
+    if ingredients.streams:
+        return stream_batches(ingredients.streams, config.data, config.batch_size, batches), judging
     return batches, judging
 
 
-def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int) -> Learner:
+def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates: int) -> Learner:
     """Return the model and optimizer, prepared by Accelerate, with the rule by which they learn."""
     settings, accelerator, task = config.optim, ingredients.accelerator, ingredients.task
-    per_epoch = batches.order.updates_per_epoch
+    per_epoch = batches.updates_per_epoch
     warmup, decay = (in_updates(value, per_epoch, updates) for value in (settings.warmup, settings.decay))
     unfreeze = max(1, in_updates(settings.unfreeze, per_epoch, updates)) if settings.unfreeze is not None else 0
     found: dict[str, int] = {}
@@ -178,11 +182,11 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
     )
 
 
-def _first_loss(ingredients: Ingredients, batches: Batches) -> Callable[[], object]:
+def _first_loss(ingredients: Ingredients, batches: Feed) -> Callable[[], object]:
     """Return the forward pass of this process's first micro-batch: to watch what it uses."""
     accelerator, task = ingredients.accelerator, ingredients.task
     model = ingredients.model.to(accelerator.device)
-    tensors = send_to_device(batches.batch(1).parts[0].tensors, accelerator.device)
+    tensors = send_to_device(batches.first().parts[0].tensors, accelerator.device)
 
     def forward() -> object:
         with accelerator.autocast():
@@ -215,7 +219,7 @@ def _checkpoints(config: RunConfig, accelerator: Accelerator) -> Checkpoints:
     )
 
 
-def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int, journal: Journal) -> None:
+def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, updates: int, journal: Journal) -> None:
     """Say what will happen, before it does."""
     accelerator, splits = ingredients.accelerator, ingredients.splits
     parameters = f"{sum(parameter.numel() for parameter in ingredients.model.parameters()):,} parameters"
@@ -223,7 +227,12 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, upd
         parameters = adapter.describe(ingredients.model, config.adapter)
     new = f"; new: {', '.join(ingredients.new_parameters)}" if ingredients.new_parameters else ""
     processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
-    examples = ", ".join(f"{role} {len(encoded.dataset):,}" for role, encoded in splits.items())
+    examples = ", ".join(
+        f"{role} {'a stream, of which the first' if encoded.partial else ''} {len(encoded.dataset):,}".replace(
+            "  ", " "
+        )
+        for role, encoded in splits.items()
+    )
     journal.say(f"task    {ingredients.task}")
     journal.say(f"model   {config.model.origin}, {parameters}{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
@@ -231,12 +240,12 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, upd
         f"data    {examples} examples; {splits['train'].longest:,} of train reach {ingredients.max_length} tokens"
     )
     for role, encoded in splits.items():
-        if encoded.skipped:
+        if encoded.skipped and not encoded.partial:  # a stream's are told when it comes upon them
             journal.say(f"        {len(encoded.skipped):,} rows of {role} skipped, the first: {encoded.skipped[0]}")
             if journal.speaks:
                 files.write(Path(config.output) / f"skipped_rows_{role}.txt", "\n".join(encoded.skipped) + "\n")
     journal.say(
-        f"plan    {updates:,} updates of {config.batch_size} examples, {batches.order.updates_per_epoch:,} an epoch; "
+        f"plan    {updates:,} updates of {config.batch_size} examples, {batches}; "
         f"padding efficiency {batches.padding_efficiency():.3f}"
     )
     if journal.first:
