@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 Collate = Callable[[Features], "dict[str, Tensor]"]
 Count = Callable[[Features], int]
+Places = dict[str, list[Any]]
+Position = dict[str, Any] | None
+"""Where a stream stands, as plain values."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,44 @@ class Batch:
     """Real tokens over all processes."""
     computed: int
     """Tokens that this process computes, padding counted."""
+    lengths: NDArray[np.int64]
+    """Tokens of each example, over all processes."""
+    recut: Callable[[], Batch]
+    """Cuts the same examples anew, by the bounds that hold by then."""
+    places: Callable[[], Places] = dict
+    """Where its examples come from, in order: {"rows": [...]}, and what else it takes to find them."""
+    position: Position = None
+    """Where a stream stands after it; None where the update's number says it."""
+    skipped: tuple[str, ...] = ()
+    """Unusable rows that a stream came upon on the way to it: where they are, and what is wrong with them."""
+
+
+class Feed(Protocol):
+    """What a run takes its batches from: examples in memory-mapped files (`Batches`), or a stream."""
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """How many updates take every example once; 0 where nobody knows."""
+
+    @property
+    def cuts(self) -> Batches:
+        """What knows how micro-batches are cut, and gives a batch such as there will be."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what update numbers and positions refer to: they mean nothing without it."""
+
+    def __str__(self) -> str:
+        """Say how much there is."""
+
+    def between(self, done: int, updates: int, position: Position = None) -> Iterator[tuple[int, Batch]]:
+        """Yield (number, batch) for the updates after number `done`, whose batch told `position`, up to `updates`."""
+
+    def padding_efficiency(self) -> float:
+        """Return real over computed tokens, estimated."""
+
+    def examples_until(self, update: int) -> int:
+        """Return how many examples the first `update` updates take."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +107,13 @@ class Batches:
         """Return the bounds of the micro-batches of update number `update`."""
         return next((bounds for first, bounds in reversed(self.smaller) if first <= update), self.bounds)
 
-    def halve(self, update: int, alone: str) -> Bounds:
+    def halve(self, update: int, lengths: NDArray[np.int64], alone: str) -> Bounds:
         """Cut update `update`, and all after it, into micro-batches of at most half the size; return their bounds.
 
-        The same on all processes, whoever asked for it. Raises `UserError`, with the text `alone`, where every
-        micro-batch is a single row already.
+        lengths: tokens of its examples. The same on all processes, whoever asked for it. Raises `UserError`, with the
+        text `alone`, where every micro-batch is a single row already.
         """
-        lengths, bounds = self.encoded.features(self.order.examples(update))["length"], self.bounds_of(update)
+        bounds = self.bounds_of(update)
         parts = [part.rows for share in plan_batch(lengths, bounds, self.world) for part in share]
         sizes = [(len(rows), len(rows) * int(lengths[rows].max())) for rows in parts if len(rows) > 1]
         if not sizes:
@@ -81,11 +123,38 @@ class Batches:
         self.smaller.append((update, halved))
         return halved
 
+    @property
+    def cuts(self) -> Batches:
+        """These: they know how micro-batches are cut."""
+        return self
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """How many updates take every example once (or its source's share)."""
+        return self.order.updates_per_epoch
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoded examples."""
+        return self.encoded.fingerprint
+
+    def __str__(self) -> str:
+        """Say how much there is."""
+        return f"{self.order.updates_per_epoch:,} an epoch"
+
+    def examples_until(self, update: int) -> int:
+        """Return how many examples the first `update` updates take."""
+        return self.order.examples_until(update)
+
     def batch(self, update: int) -> Batch:
         """Return the batch of update number `update`, from 1: a function of the number alone."""
         ids = self.order.examples(update)
         keys = example_keys(ids, self.order.seed, (update - 1) // self.order.updates_per_epoch)
         features = {**self.encoded.features(ids), "key": keys}
+        return replace(self.cut(update, ids, features), places=partial(_places, self.encoded, ids))
+
+    def cut(self, update: int, ids: NDArray[np.int64], features: Features) -> Batch:
+        """Return the batch of these examples, whose features all processes know, cut for this one as `update` is."""
         lengths = features["length"]
         mine = plan_batch(lengths, self.bounds_of(update), self.world)[self.process]
         return Batch(
@@ -94,10 +163,12 @@ class Batches:
             targets=self.count(features),
             tokens=int(lengths.sum()),
             computed=padding_efficiency(lengths, mine)[1],
+            lengths=lengths,
+            recut=partial(self.cut, update, ids, features),
         )
 
-    def between(self, done: int, updates: int) -> Iterator[tuple[int, Batch]]:
-        """Yield (number, batch) for the updates after number `done` up to number `updates`."""
+    def between(self, done: int, updates: int, position: Position = None) -> Iterator[tuple[int, Batch]]:
+        """Yield (number, batch) for the updates after number `done` up to number `updates`. Needs no position."""
         for update in range(done + 1, updates + 1):
             yield update, self.batch(update)
 
@@ -112,6 +183,10 @@ class Batches:
                 one, other = padding_efficiency(lengths, share)
                 real, computed = real + one, computed + other
         return real / computed
+
+
+def _places(encoded: Encoded, ids: NDArray[np.int64]) -> Places:
+    return {**encoded.sources(ids), "rows": encoded.features(ids)["row"].tolist()}
 
 
 def _part(micro_batch: MicroBatch, ids: NDArray[np.int64], features: Features, collate: Collate) -> Part:

@@ -6,10 +6,10 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -76,12 +76,12 @@ class Encoded:
     """Of the examples themselves, wherever the rows and the cache lie."""
     beside: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Columns of numbers that no encoder can know, by name: (n, ...), the examples first."""
+    partial: bool = False  # whether these are only the first of a stream
 
     def features(self, ids: NDArray[np.int64]) -> Features:
         """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
         table = self._tables[ids]
-        columns = {name: _array(table.column(name)) for name in table.column_names}
-        return {**columns, **{name: np.asarray(values[ids]) for name, values in self.beside.items()}}
+        return {**arrays(table), **{name: np.asarray(values[ids]) for name, values in self.beside.items()}}
 
     @cached_property
     def _tables(self) -> Dataset:
@@ -107,9 +107,9 @@ class Encoded:
 
 def take(features: Features, rows: NDArray[np.int64]) -> Features:
     """Return the features of some rows, in that order."""
+    whole = features.items()
     return {
-        name: values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
-        for name, values in features.items()
+        name: value[rows] if isinstance(value, np.ndarray) else [value[row] for row in rows] for name, value in whole
     }
 
 
@@ -123,8 +123,7 @@ def encode_sources(
     """
     from datasets import Dataset, concatenate_datasets
 
-    work = _Work(encoder, tokenizer, max_length, skip_bad)
-    parts: list[Dataset] = []
+    work, parts = Work(encoder, tokenizer, max_length, skip_bad), list[Dataset]()
     sizes, skipped, longest, digests = [], [], 0, []
     for files in sources:
         start = size = 0
@@ -146,7 +145,7 @@ def encode_sources(
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What is done to rows, whatever rows they are."""
 
     encoder: Encoder
@@ -166,13 +165,13 @@ class _Work:
         return repr((VERSION, self.skip_bad, *parts))
 
 
-def _encode_file(rows: Rows, work: _Work, cache: Path, start: int) -> tuple[Path, Notes]:
+def _encode_file(rows: Rows, work: Work, cache: Path, start: int) -> tuple[Path, Notes]:
     key = repr((rows.dataset._fingerprint, start, work.key))
     target = cache / "encoded" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
     return target, kept(target, lambda writing: _write(rows, work, writing, start))
 
 
-def _write(rows: Rows, work: _Work, target: Path, start: int) -> Notes:
+def _write(rows: Rows, work: Work, target: Path, start: int) -> Notes:
     import pyarrow as pa
 
     notes: Notes = {"examples": 0, "skipped": [], "longest": 0}
@@ -189,28 +188,48 @@ def _write(rows: Rows, work: _Work, target: Path, start: int) -> Notes:
     return {**notes, "digest": digest.hexdigest()}
 
 
-def _encoded(rows: Rows, work: _Work, start: int, notes: Notes) -> Iterator[pa.Table]:
+def _encoded(rows: Rows, work: Work, start: int, notes: Notes) -> Iterator[pa.Table]:
     """Yield a table for each chunk that holds usable rows; keep `notes` on the way."""
     dataset = rows.dataset.select_columns([*work.encoder.columns])
     for first in range(0, len(dataset), CHUNK):
         pulse.beat()
         chunk = named(dataset[first : first + CHUNK], dataset.features)
-        good = _usable(rows, work.encoder, chunk, first, notes["skipped"], skip_bad=work.skip_bad)
-        if not good:
+        features = encode_chunk(chunk, work, partial(_where, rows, first), notes["skipped"])
+        if features is None:
             continue
-        usable = {name: [values[row] for row in good] for name, values in chunk.items()}
-        features = work.encoder.encode(usable, work.tokenizer, work.max_length)
-        problems = [(first + good[place], problem) for place, problem in features.pop("unusable", ())]
-        _refuse(rows, problems, notes["skipped"], skip_bad=work.skip_bad)
-        places = features.pop("row", range(len(good)))
-        if not len(places):
-            continue
+        features["row"] = [start + first + place for place in features["row"]]
         if "rows" in features:
-            features["rows"] = [[start + first + good[place] for place in several] for several in features["rows"]]
-        notes["examples"] += len(places)
+            features["rows"] = [[start + first + place for place in several] for several in features["rows"]]
+        notes["examples"] += len(features["row"])
         longest = np.array(features.pop("longest", features["length"]))
         notes["longest"] += int(np.count_nonzero(longest >= work.max_length))
-        yield _table({"row": [start + first + good[place] for place in places], **features})
+        yield table_of(features)
+
+
+def encode_chunk(
+    chunk: dict[str, list[Any]], work: Work, where: Callable[[int], str], skipped: list[str]
+) -> dict[str, list[Any]] | None:
+    """Return the features of the usable rows of a chunk, with `row` their places in it; None where none is usable.
+
+    The others are added to `skipped` by what `where` makes of their place, or raise `UserError` with it.
+    """
+    good = _usable(work.encoder, chunk, where, skipped, skip_bad=work.skip_bad)
+    if not good:
+        return None
+    usable = {name: [values[row] for row in good] for name, values in chunk.items()}
+    features = work.encoder.encode(usable, work.tokenizer, work.max_length)
+    problems = [(good[place], problem) for place, problem in features.pop("unusable", ())]
+    _refuse(problems, where, skipped, skip_bad=work.skip_bad)
+    places = features.pop("row", range(len(good)))
+    if not len(places):
+        return None
+    if "rows" in features:
+        features["rows"] = [[good[place] for place in several] for several in features["rows"]]
+    return {"row": [good[place] for place in places], **features}
+
+
+def _where(rows: Rows, first: int, place: int) -> str:
+    return rows.where(first + place)
 
 
 def _digest(table: pa.Table, digest: hashlib.blake2b) -> None:
@@ -226,7 +245,7 @@ def _digest(table: pa.Table, digest: hashlib.blake2b) -> None:
 
 
 def _usable(
-    rows: Rows, encoder: Encoder, chunk: dict[str, list[Any]], first: int, skipped: list[str], *, skip_bad: bool
+    encoder: Encoder, chunk: dict[str, list[Any]], where: Callable[[int], str], skipped: list[str], *, skip_bad: bool
 ) -> list[int]:
     """Return which rows of a chunk can be used; note the others, or raise for them."""
     good, problems = [], []
@@ -236,14 +255,16 @@ def _usable(
         if problem is None:
             good.append(row)
         else:
-            problems.append((first + row, problem))
-    _refuse(rows, problems, skipped, skip_bad=skip_bad)
+            problems.append((row, problem))
+    _refuse(problems, where, skipped, skip_bad=skip_bad)
     return good
 
 
-def _refuse(rows: Rows, problems: Sequence[tuple[int, str]], skipped: list[str], *, skip_bad: bool) -> None:
+def _refuse(
+    problems: Sequence[tuple[int, str]], where: Callable[[int], str], skipped: list[str], *, skip_bad: bool
+) -> None:
     """Note rows that cannot be used, or raise for them."""
-    lines = [f"{rows.where(row)}: {problem}" for row, problem in problems]
+    lines = [f"{where(row)}: {problem}" for row, problem in problems]
     if lines and not skip_bad:
         more = f" (and {len(lines) - SHOWN} more like this nearby)" if len(lines) > SHOWN else ""
         raise UserError("\n".join(lines[:SHOWN]) + more + "\nMend the rows, or set data.on_bad_row=skip")
@@ -259,7 +280,7 @@ def _identity(tokenizer: Any) -> str:
     return repr(outside) + json.dumps({**state, "truncation": None, "padding": None}, sort_keys=True)
 
 
-def _table(columns: dict[str, list[Any]]) -> pa.Table:
+def table_of(columns: dict[str, list[Any]]) -> pa.Table:
     """Numbers as int32 (tokens, lengths, labels) or float64; row numbers, which may be large, as int64.
 
     Lists that are all empty in one chunk (rows without any label) get the type that they have in the others.
@@ -271,6 +292,11 @@ def _table(columns: dict[str, list[Any]]) -> pa.Table:
     large = {"row": pa.int64(), "rows": pa.list_(pa.int64())}
     types = {name: large.get(name, small.get(array.type, array.type)) for name, array in arrays.items()}
     return pa.table({name: array.cast(types[name]) for name, array in arrays.items()})
+
+
+def arrays(table: pa.Table) -> Features:
+    """Return the columns of a table of encoded examples."""
+    return {name: _array(table.column(name)) for name in table.column_names}
 
 
 def _array(column: pa.ChunkedArray) -> Any:

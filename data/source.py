@@ -57,6 +57,17 @@ class DataConfig(Section):
     max_length: int | None = Field(
         None, ge=4, description="Longer examples are cut to so many tokens. Default: what the model takes, 512 at most."
     )
+    streaming: bool = Field(
+        False,
+        description="Read and encode data.train on the way, and keep nothing of it on the disk. Also takes addresses "
+        "of fsspec (https:// s3:// gs:// hf:// ...), x-{00..99}.jsonl, and text files that end in .gz, .bz2 or .xz.",
+    )
+    readers: int = Field(
+        16, ge=1, description="Streaming: so many shards of a source are read side by side, on all processes together."
+    )
+    shuffle_buffer: int = Field(
+        1000, ge=1, description="Streaming: so many rows of a shard are read, encoded and shuffled at once."
+    )
     on_bad_row: Literal["error", "skip"] = Field("error", description="What to do with rows that cannot be used.")
     cache: str | None = operational(None, "Folder of encoded data; default: beside the cache of `datasets`.")
 
@@ -69,6 +80,8 @@ class Rows:
     name: str
     lines: bool = False
     skipped: tuple[str, ...] = ()
+    first: bool = False
+    """Whether these are only the first rows of a stream."""
 
     def where(self, row: int) -> str:
         """Name a row as the user would look it up: "reviews.jsonl, line 12" or "train.parquet, row 11"."""

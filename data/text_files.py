@@ -50,10 +50,10 @@ def _write(file: Path, target: Path, *, skip_bad: bool) -> list[str]:
     schema = pa.schema([])
     try:
         for chunk in _chunks(file, skipped, skip_bad=skip_bad):  # the first pass finds the types of all rows
-            schema = pa.unify_schemas([schema, _table(chunk).schema], promote_options="permissive")
+            schema = pa.unify_schemas([schema, table_of(chunk).schema], promote_options="permissive")
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for chunk in _chunks(file, [], skip_bad=True):
-                writer.write_table(_table(chunk, schema))
+                writer.write_table(table_of(chunk, schema))
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"{file}: rows disagree about a column's type: {error}") from error
     except UnicodeDecodeError as error:
@@ -61,7 +61,8 @@ def _write(file: Path, target: Path, *, skip_bad: bool) -> list[str]:
     return skipped
 
 
-def _table(rows: list[Row], schema: Any = None) -> Any:
+def table_of(rows: list[Row], schema: Any = None) -> Any:
+    """Return rows as an Arrow table, of the types that they are of themselves unless a schema is given."""
     import pyarrow as pa
 
     if schema is not None:
@@ -80,7 +81,7 @@ def _chunks(file: Path, skipped: list[str], *, skip_bad: bool) -> Iterator[list[
 def _good_rows(file: Path, skipped: list[str], *, skip_bad: bool) -> Iterator[Row]:
     kinds: dict[str, str] = {}
     for place, row in READERS[file.suffix.lower()](file):
-        problem = row if isinstance(row, str) else _first(_misfit(name, value, kinds) for name, value in row.items())
+        problem = row if isinstance(row, str) else _first(misfit(name, value, kinds) for name, value in row.items())
         if problem is None:
             assert isinstance(row, dict)
             yield {**row, LINE: place}
@@ -90,7 +91,7 @@ def _good_rows(file: Path, skipped: list[str], *, skip_bad: bool) -> Iterator[Ro
             raise UserError(f"{file}, {place}: {problem}. Mend it, or set data.on_bad_row=skip")
 
 
-def _misfit(name: str, value: Any, kinds: dict[str, str]) -> str | None:
+def misfit(name: str, value: Any, kinds: dict[str, str]) -> str | None:
     """Say why a value cannot stand in its column: mostly because it is of another kind than those before it.
 
     `kinds` remembers the kind seen first, also of what lists and mappings hold ("labels[]", "answer.text").
@@ -103,9 +104,9 @@ def _misfit(name: str, value: Any, kinds: dict[str, str]) -> str | None:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return f"{name!r} holds a number of more than 64 bits"
     if isinstance(value, list):
-        return _first(_misfit(f"{name}[]", element, kinds) for element in value)
+        return _first(misfit(f"{name}[]", element, kinds) for element in value)
     if isinstance(value, dict):
-        return _first(_misfit(f"{name}.{key}", element, kinds) for key, element in value.items())
+        return _first(misfit(f"{name}.{key}", element, kinds) for key, element in value.items())
     return None
 
 

@@ -40,6 +40,8 @@ class State:
     """The last update after which there was an evaluation."""
     data: str = ""
     """Fingerprint of the encoded training data: positions mean nothing without it."""
+    position: dict[str, Any] | None = None
+    """Where a stream stands; None where the update says it."""
     started_from: str = ""
     """sha256 of the weights of the starting model; empty if there were none, or none on this machine."""
     seconds: float = 0.0

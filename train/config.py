@@ -21,7 +21,7 @@ from pydantic import (
 from data.errors import UserError
 from data.section import Section, operational
 from data.source import DataConfig
-from train import metrics, overrides, plugins, tasks
+from train import metrics, overrides, plugins, streaming_rules, tasks
 from train.adapter_config import AdapterConfig, between_adapter, between_task
 from train.durations import Interval, Seconds
 from train.model_config import ModelConfig, between
@@ -34,14 +34,18 @@ from train.tracking import TrackingConfig
 class EvaluateConfig(Section):
     """When the model is judged on data.validation, and how much goes through it at once."""
 
-    every: Interval = Field("1 epoch", description="Between evaluations; there is always one at the end.")
+    every: Interval = Field(
+        "1 epoch", description="Between evaluations; there is always one at the end. Default of a stream: 10%."
+    )
     batch_tokens: int = operational(4096, "Tokens, padding counted, in one micro-batch of an evaluation.", ge=1)
 
 
 class CheckpointConfig(Section):
     """When checkpoints are written, which stay, and when to stop early."""
 
-    every: Interval = operational("1 epoch", "Between checkpoints; there is always one at the end.")
+    every: Interval = operational(
+        "1 epoch", "Between checkpoints; there is always one at the end. Default of a stream: 10%."
+    )
     keep: int = operational(2, "The newest so many stay, and the best.", ge=1)
     best: str | None = Field(None, description="Keep and export the best by this figure, such as accuracy or loss.")
     best_is: Literal["auto", "highest", "lowest"] = Field("auto", description="auto: lowest for losses and errors.")
@@ -108,6 +112,7 @@ class RunConfig(Section):
         problems = _between(self.model_dump())
         if isinstance(self.task, TaskConfig):  # one that there is
             problems += between_task(self.task.name, self.task.whole, self.adapter)
+            problems += streaming_rules.between_task(self.task.refers) if self.data.streaming else []
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -130,7 +135,7 @@ def validate(content: Any, file: str, problems: Sequence[str] = ()) -> RunConfig
     """Return the config with these contents; `file` names it in messages, `problems` are known already."""
     if not isinstance(content, Mapping):
         raise UserError(f"{file}: a config is a mapping of names to values, such as `batch_size: 32`")
-    content, found = dict(content), list(problems)
+    content, found = streaming_rules.with_intervals(content), list(problems)
     if isinstance(content.get("task"), str):
         content["task"] = {"name": content["task"]}
     model = RunConfig
@@ -214,7 +219,7 @@ def _between(content: Mapping[str, Any]) -> list[str]:
         problems.append("epochs, updates: give one of them: how long to train")
     if given("micro_batch_size") and given("micro_batch_tokens"):
         problems.append("micro_batch_size, micro_batch_tokens: give one of them")
-    problems += [*between(given("model")), *between_adapter(content)]
+    problems += [*between(given("model")), *between_adapter(content), *streaming_rules.between_streaming(content)]
     best, sources = given("checkpoint", "best"), given("data", "train")
     if given("checkpoint", "patience") and not best:
         problems.append("checkpoint.patience needs checkpoint.best: the figure that should get better")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
-from data.order import Order
 from train import files, launches, notes, output, report, watch
 from train.adapter_files import finished
 from train.checkpoint import Checkpoints
@@ -26,7 +26,7 @@ def finish(
     evaluators: dict[str, Evaluator],
     checkpoints: Checkpoints,
     journal: Journal,
-    order: Order,
+    examples_until: Callable[[int], int],
 ) -> bool:
     """Judge the model to be exported (the best, or the last), and write everything that others rely on.
 
@@ -52,7 +52,7 @@ def finish(
         figures,
         state,
         path=config.model.path, precision=ingredients.precision, world=accelerator.num_processes,
-        examples=order.examples_until(state.update), restarts=launches.starts(folder) - 1,
+        examples=examples_until(state.update), restarts=launches.starts(folder) - 1,
     )  # fmt: skip
     try:
         for role, evaluator in evaluators.items():

@@ -48,6 +48,9 @@ def _conditions(config: RunConfig) -> Iterator[tuple[str, str]]:
             if not config.task.refers:  # the starting model is asked in such micro-batches too
                 yield "evaluate.batch_tokens", "there is neither data.validation nor data.test"
             yield "metrics", "there is neither data.validation nor data.test"
+    if not data.streaming:
+        for key in ("readers", "shuffle_buffer"):
+            yield f"data.{key}", "data.streaming is off"
     if config.checkpoint.best is None:
         yield "checkpoint.best_is", "checkpoint.best is not given"
     for key in ("betas", "eps") if optim.name == "sgd" else ("momentum",):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ import torch
 from data.encode import Encoded, encode_sources
 from data.errors import UserError
 from data.source import Rows, check_columns, open_rows
+from data.stream import Stream
 from train import adapter, hardware, metrics, plugins, strategy, tasks
 from train.config import RunConfig
 from train.limits import longest_input
 from train.model import load_model
 from train.quantization import quantize
+from train.streams import Streamed, look
 from train.tasks.base import Task
 from train.tokenizer import ids, load_tokenizer
 
@@ -34,7 +37,10 @@ class Ingredients:
     new_parameters: list[str]
     task: Task
     splits: dict[str, Encoded]
+    """By role; of a stream the first examples only."""
     max_length: int
+    streams: Sequence[Stream] = ()
+    """The sources of data.train, if they are streamed."""
 
 
 def cache_folder(config: RunConfig) -> Path:
@@ -52,14 +58,8 @@ def read(config: RunConfig) -> Ingredients:
     accelerator, precision = hardware.build_accelerator(config.precision, config.distributed.timeout)
     strategy.check(accelerator)
     token = config.hub_token.get_secret_value() if config.hub_token else None
-    skip_bad = config.data.on_bad_row == "skip"
     cache = cache_folder(config)
-    roles = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
-    rows: dict[str, list[list[Rows]]] = {
-        role: [open_rows(source, role, skip_bad=skip_bad, cache=cache, token=token) for source in sources]
-        for role, sources in roles.items()
-        if sources
-    }
+    rows, streamed = _open(config, cache, token)
     train_rows = [part for source in rows["train"] for part in source]
     tokenizer, known = load_tokenizer(config.model, train_rows, cache, token, config.task.text_columns)
     plugin = plugins.load(tasks, "task", config.task.name)
@@ -94,10 +94,31 @@ def read(config: RunConfig) -> Ingredients:
     for role, sources in rows.items():
         for source in sources:
             check_columns(source, task.columns, f"data.{role}")
-        splits[role] = encode_sources(sources, task, tokenizer, max_length, skip_bad=skip_bad, cache=cache)
+        splits[role] = encode_sources(
+            sources, task, tokenizer, max_length, skip_bad=config.data.on_bad_row == "skip", cache=cache
+        )
+    streams: Sequence[Stream] = ()
+    if streamed:
+        splits["train"] = streamed.known(splits["train"], config.data, config.seed)
+        streams = streamed.streams(config.data, config.seed, task, tokenizer, max_length)
     task = task.informed(splits["train"])
     fresh = new if config.model.path else [name for name, _ in model.named_parameters()]
     task.initialize(model, fresh, splits)
     if config.adapter:
         model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
-    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length)
+    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length, streams)
+
+
+def _open(config: RunConfig, cache: Path, token: str | None) -> tuple[dict[str, list[list[Rows]]], Streamed | None]:
+    """Return the rows of each role by source and file; of a stream the first ones, and the stream."""
+    skip_bad = config.data.on_bad_row == "skip"
+    streamed = look(config.data, token) if config.data.streaming else None
+    roles = {"train": config.data.train, "validation": config.data.validation, "test": config.data.test}
+    rows = {
+        role: streamed.rows
+        if streamed and role == "train"
+        else [open_rows(source, role, skip_bad=skip_bad, cache=cache, token=token) for source in sources]
+        for role, sources in roles.items()
+        if sources
+    }
+    return rows, streamed

@@ -63,7 +63,7 @@ def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterat
     yield f"task    {found.task}"
     digests: dict[str, NDArray[np.uint64]] = {}
     for role, encoded in found.splits.items():
-        yield f"\n== {role}"
+        yield f"\n== {role}{': the first examples of a stream' if encoded.partial else ''}"
         for place in permute(np.arange(min(shown, len(encoded.dataset))), len(encoded.dataset), seed).tolist():
             key = (seed, 0) if role == "train" else ("evaluation",)  # what is random about it, as training has it
             yield from _example(found, encoded, place, key, color=color)

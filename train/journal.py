@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from data.batches import Batch
-from data.encode import Encoded
+from data.batches import Batch, Places
 from train import logs
 from train.checkpoint import State
 from train.files import write
@@ -36,7 +34,6 @@ class Journal:
         self,
         tracker: Tracker,
         learner: Learner,
-        encoded: Encoded,
         output: Path,
         state: State,
         *,
@@ -45,8 +42,11 @@ class Journal:
     ) -> None:
         self.tracker = tracker
         self.learner = learner
-        self.encoded = encoded
         self.skips = output / "skipped_updates.jsonl"
+        self.bad_rows = output / "skipped_rows_train.txt"
+        """Of a stream: line by line, with the update before which it came upon them."""
+        self.places: dict[int, Callable[[], Places]] = {}
+        """Of the examples of updates that may yet turn out to be left out."""
         self.state = state
         self.updates = updates
         self.speaks = speaks
@@ -60,16 +60,23 @@ class Journal:
             lines = self.skips.read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= state.update]
             write(self.skips, "".join(kept))
+        if speaks and state.position is not None and self.bad_rows.exists():
+            lines = self.bad_rows.read_text(encoding="utf-8").splitlines(keepends=True)
+            write(self.bad_rows, "".join(line for line in lines if _update(line) <= state.update))
 
     def count(self, number: int, batch: Batch) -> None:
         """Take note of update `number`."""
+        self.state.position = batch.position
+        self.places[number] = batch.places
+        if batch.skipped:
+            self._skipped_rows(number, batch.skipped)
         self.tokens += batch.tokens
         self.state.tokens += batch.tokens
         self.state.computed += batch.computed * self.learner.accelerator.num_processes
         if self.learner.memory and (halved := self.learner.memory.figures(number)):
             self.tracker.log(number, halved)
         if self.learner.unsettled >= self.learner.max_nonfinite:
-            self.learner.skipped(self._record)  # a run that only leaves out updates must not go on for long
+            self._left_out()  # a run that only leaves out updates must not go on for long
         if self.live and self.bar is None:
             from tqdm import tqdm
 
@@ -105,13 +112,26 @@ class Journal:
         now = time.perf_counter()
         self.state.seconds += now - self.counted
         self.counted = now
+        self._left_out()
+
+    def _left_out(self) -> None:
         self.learner.skipped(self._record)
+        self.places.clear()
+
+    def _skipped_rows(self, number: int, lines: Sequence[str]) -> None:
+        if not self.speaks:
+            return
+        with self.bad_rows.open("a", encoding="utf-8") as stream:
+            stream.writelines(f"update {number}: {line}\n" for line in lines)
+        log.warning(
+            "%d unusable rows skipped before update %d, the first: %s; all are in %s",
+            len(lines), number, lines[0], self.bad_rows,
+        )  # fmt: skip
 
     def _record(self, number: int, examples: list[int]) -> None:
         if not self.speaks:
             return
-        rows = self.encoded.features(np.array(examples))["row"].tolist()
-        record = {"update": number, "examples": examples, **self.encoded.sources(np.array(examples)), "rows": rows}
+        record = {"update": number, "examples": examples, **self.places[number]()}
         with self.skips.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         log.warning("update %d was left out: its loss or gradient is not finite; see %s", number, self.skips)
@@ -130,6 +150,11 @@ class Journal:
         if self.bar is not None:
             self.bar.close()
         self.live, self.bar = False, None
+
+
+def _update(line: str) -> float:
+    number = line.removeprefix("update ").partition(":")[0]
+    return int(number) if line.endswith("\n") and number.isdecimal() else math.inf
 
 
 def clock(seconds: float) -> str:

@@ -81,21 +81,21 @@ class Memory:
         broadcast_object_list(noted)
         batches.smaller.extend(noted[0])
 
-    def smaller(self, number: int) -> Batch:
-        """Return the batch of update `number` in micro-batches of half the size; later ones will be cut like it.
+    def smaller(self, number: int, batch: Batch) -> Batch:
+        """Return the batch of update `number` again, in micro-batches of half the size; later ones will be cut like it.
 
         Called on all processes. Raises `UserError` on all of them where an example goes alone already.
         """
         clear_device_cache(garbage_collection=True)
-        told = self._halve(number)
+        told = self._halve(number, batch)
         if self.accelerator.is_main_process:
             self._write()
             log.warning("update %d: %s The update is made again, and learns the same", number, told)
-        return self.batches.batch(number)
+        return batch.recut()
 
-    def lost(self, number: int) -> None:
+    def lost(self, number: int, batch: Batch) -> None:
         """End this process, since the others wait for what it cannot compute; when the run goes on it is smaller."""
-        told = self._halve(number)
+        told = self._halve(number, batch)
         with contextlib.suppress(FileNotFoundError):  # another process in the same state has just written the same
             self._write()
         raise Again(f"update {number}: {told} The same command goes on so from the newest checkpoint")
@@ -105,9 +105,9 @@ class Memory:
         return {f"train/{key}": value for update, bounds in self.batches.smaller if update == number
                 for key, value in [_named(bounds)]}  # fmt: skip
 
-    def _halve(self, number: int) -> str:
+    def _halve(self, number: int, batch: Batch) -> str:
         before = self.batches.bounds_of(number)
-        key, value = _named(self.batches.halve(number, ONE_ROW))
+        key, value = _named(self.batches.halve(number, batch.lengths, ONE_ROW))
         limit = _named(before)[1]
         unit = "examples" if key == "micro_batch_size" else "tokens"
         return f"out of memory with up to {limit:,} {unit} at once; now {value:,}. Set {key}={value} to begin so."

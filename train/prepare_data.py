@@ -48,7 +48,7 @@ def _prepare(stage: Stage) -> None:
         log.warning("%s: what the starting model says of the examples is computed when the run begins", stage.file)
     ingredients = read(config.model_copy(update=changes))
     batches, _ = plan_batches(config, ingredients)
-    per_epoch = batches.order.updates_per_epoch
+    per_epoch = batches.updates_per_epoch
     updates = total_updates(config.epochs, config.updates, per_epoch)
     warmup, decay = (in_updates(value, per_epoch, updates) for value in (config.optim.warmup, config.optim.decay))
     rate(config.optim, updates, warmup, decay)

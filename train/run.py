@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
-from data.batches import Batches
+from data.batches import Batches, Feed
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
@@ -33,6 +33,7 @@ from train.memory import ONE_ROW, Memory, is_lacking
 from train.optim import build_optimizer, rate, scales
 from train.preparation import judging, prepared
 from train.signals import Stopped
+from train.streams import stream_batches
 from train.tracking import Tracker
 from train.update import Learner
 
@@ -73,7 +74,7 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     """Train, from the newest checkpoint on; return the exit code."""
     accelerator = ingredients.accelerator
     batches, bounds = plan_batches(config, ingredients)
-    per_epoch = batches.order.updates_per_epoch
+    per_epoch = batches.updates_per_epoch
     updates = total_updates(config.epochs, config.updates, per_epoch)
     learner = _learner(config, ingredients, batches, updates)
     evaluators = _evaluators(config, ingredients, learner.model, bounds)
@@ -84,7 +85,7 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     logs.begin(Path(config.output))  # all know that the first process has made the folder a run's
     if newest is not None:
         checkpoints.load(newest)
-    checkpoints.check_data(ingredients.splits["train"].fingerprint, anyway=resume_anyway)
+    checkpoints.check_data(batches.fingerprint, anyway=resume_anyway)
     checkpoints.check_start(config.model.path, config.model.revision, anyway=resume_anyway)
     launch = {}
     if accelerator.is_main_process:
@@ -92,7 +93,7 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     known = {**config.dump(), "launch": launch}
     tracker = Tracker(accelerator, Path(config.output), config.tracking, known, checkpoints.state.update)
     journal = Journal(
-        tracker, learner, batches.encoded, Path(config.output), checkpoints.state,
+        tracker, learner, Path(config.output), checkpoints.state,
         updates=updates, speaks=accelerator.is_main_process,
     )  # fmt: skip
     _announce(config, ingredients, batches, updates, journal)
@@ -114,11 +115,11 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     )
     complete, written = False, True
     try:
-        ahead = batches.between(checkpoints.state.update, updates)
+        ahead = batches.between(checkpoints.state.update, updates, checkpoints.state.position)
         if not fit(learner, ahead, evaluate, journal, checkpoints, updates=updates, every=every):
             raise Stopped
         journal.close()
-        written = finish(config, ingredients, learner, evaluators, checkpoints, journal, batches.order)
+        written = finish(config, ingredients, learner, evaluators, checkpoints, journal, batches.examples_until)
         complete = True
     except Stopped:
         journal.close()
@@ -132,12 +133,12 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     return 0 if written and not checkpoints.failed else 1
 
 
-def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, Bounds]:
+def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Feed, Bounds]:
     """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
     accelerator, train = ingredients.accelerator, ingredients.splits["train"]
     bounds = judging(config, accelerator)
     tokens = config.micro_batch_tokens or (None if config.micro_batch_size else MICRO_BATCH_TOKENS)
-    weights = [source.weight for source in config.data.train]
+    weights = [None if ingredients.streams else source.weight for source in config.data.train]
     per_source = shares(list(train.sizes), weights)
     if not all(per_source):
         raise UserError(
@@ -154,13 +155,15 @@ def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Batches, 
         accelerator.num_processes,
         accelerator.process_index,
     )
+    if ingredients.streams:
+        return stream_batches(ingredients.streams, config.data, config.batch_size, batches), bounds
     return batches, bounds
 
 
-def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int) -> Learner:
+def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates: int) -> Learner:
     """Return the model and optimizer, prepared by Accelerate, with the rule by which they learn."""
     settings, accelerator, task = config.optim, ingredients.accelerator, ingredients.task
-    per_epoch = batches.order.updates_per_epoch
+    per_epoch = batches.updates_per_epoch
     warmup, decay = (in_updates(value, per_epoch, updates) for value in (settings.warmup, settings.decay))
     unfreeze = max(1, in_updates(settings.unfreeze, per_epoch, updates)) if settings.unfreeze is not None else 0
     found: dict[str, int] = {}
@@ -188,11 +191,11 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Batches, upda
         max_nonfinite=settings.max_nonfinite + (20 if accelerator.scaler is not None else 0),
         stopping=signals.stopping,
         anticipate=partial(coupled, task, accelerator) if task.couples else unchanged,
-        memory=Memory(accelerator, batches, Path(config.output)),
+        memory=Memory(accelerator, batches.cuts, Path(config.output)),
     )
 
 
-def _settle_buckets(model: Any, ingredients: Ingredients, batches: Batches) -> None:
+def _settle_buckets(model: Any, ingredients: Ingredients, batches: Feed) -> None:
     """Let DDP arrange its buckets before the first update, by a backward pass that teaches nothing.
 
     It does so after its first one, and the arrangement decides in which order more than two processes are summed: a
@@ -200,16 +203,16 @@ def _settle_buckets(model: Any, ingredients: Ingredients, batches: Batches) -> N
     """
     accelerator = ingredients.accelerator
     if accelerator.num_processes > 2 and isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        tensors = send_to_device(batches.batch(1).parts[0].tensors, accelerator.device)
+        tensors = send_to_device(batches.cuts.batch(1).parts[0].tensors, accelerator.device)
         accelerator.backward(ingredients.task.loss(model, tensors) * 0)
         model.zero_grad()
 
 
-def _first_loss(ingredients: Ingredients, batches: Batches) -> Callable[[], object]:
+def _first_loss(ingredients: Ingredients, batches: Feed) -> Callable[[], object]:
     """Return the forward pass of this process's first micro-batch: to watch what it uses."""
     accelerator, task = ingredients.accelerator, ingredients.task
     model = ingredients.model.to(accelerator.device)
-    in_order_of_size = batches, replace(batches, bounds=Bounds(rows=1))
+    in_order_of_size = batches.cuts, replace(batches.cuts, bounds=Bounds(rows=1))
 
     def forward() -> object:
         for cut in in_order_of_size:
@@ -250,7 +253,7 @@ def _checkpoints(config: RunConfig, learner: Learner) -> Checkpoints:
     )
 
 
-def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, updates: int, journal: Journal) -> None:
+def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, updates: int, journal: Journal) -> None:
     """Say what will happen, before it does."""
     accelerator, splits = ingredients.accelerator, ingredients.splits
     parameters = f"{sum(parameter.numel() for parameter in ingredients.model.parameters()):,} parameters"
@@ -258,7 +261,12 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, upd
         parameters = adapter.describe(ingredients.model, config.adapter)
     new = f"; new: {', '.join(ingredients.new_parameters)}" if ingredients.new_parameters else ""
     processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
-    examples = ", ".join(f"{role} {len(encoded.dataset):,}" for role, encoded in splits.items())
+    examples = ", ".join(
+        f"{role} {'a stream, of which the first' if encoded.partial else ''} {len(encoded.dataset):,}".replace(
+            "  ", " "
+        )
+        for role, encoded in splits.items()
+    )
     journal.say(f"task    {ingredients.task}")
     journal.say(f"model   {config.model.origin}, {parameters}{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
@@ -266,12 +274,12 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Batches, upd
         f"data    {examples} examples; {splits['train'].longest:,} of train reach {ingredients.max_length} tokens"
     )
     for role, encoded in splits.items():
-        if encoded.skipped:
+        if encoded.skipped and not encoded.partial:  # a stream's are told when it comes upon them
             journal.say(f"        {len(encoded.skipped):,} rows of {role} skipped, the first: {encoded.skipped[0]}")
             if journal.speaks:
                 files.write(Path(config.output) / f"skipped_rows_{role}.txt", "\n".join(encoded.skipped) + "\n")
     journal.say(
-        f"plan    {updates:,} updates of {config.batch_size} examples, {batches.order.updates_per_epoch:,} an epoch; "
+        f"plan    {updates:,} updates of {config.batch_size} examples, {batches}; "
         f"padding efficiency {batches.padding_efficiency():.3f}"
     )
     if journal.first:

@@ -158,6 +158,8 @@ def _check_files(settings: RunConfig, outputs: Sequence[str]) -> None:
     data = settings.data
     for role, sources in (("train", data.train), ("validation", data.validation), ("test", data.test)):
         for source in sources or ():
+            if role == "train" and data.streaming:  # may be anywhere; looked for when the run begins
+                continue
             if not any(Path(os.path.abspath(source.path)).is_relative_to(folder) for folder in folders):
                 check_there(source, role)
 

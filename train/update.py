@@ -91,7 +91,7 @@ class Learner:
         while (report := self._attempt(number, batch)) is None:
             assert self.memory is not None
             self.strategy.optimizer.zero_grad()
-            batch = self.memory.smaller(number)
+            batch = self.memory.smaller(number, batch)
         return report
 
     def _attempt(self, number: int, batch: Batch) -> Report | None:
@@ -105,7 +105,7 @@ class Learner:
                 raise
             lacking = True
             if self._awaited:
-                self.memory.lost(number)
+                self.memory.lost(number, batch)
         if lacking and world > 1:
             take_part(self.accelerator, self.model)
         if world > 1:

@@ -223,7 +223,8 @@ def learner(model: nn.Module, accelerator: Accelerator, settings: OptimConfig, u
 def batch(number: int, dtype: torch.dtype = torch.float64, times: float = 1.0) -> Batch:
     generator = torch.Generator().manual_seed(number)
     x = torch.randn(8, 4, generator=generator, dtype=dtype)
-    return Batch([Part({"x": x, "y": times * x.sum(1)}, np.arange(8), False, np.arange(8))], np.arange(8), 8, 8, 8)
+    part, recut = Part({"x": x, "y": times * x.sum(1)}, np.arange(8), False, np.arange(8)), None  # memory suffices
+    return Batch([part], np.arange(8), 8, 8, 8, np.ones(8, dtype=np.int64), recut)
 
 
 def test_a_layer_that_does_not_learn_is_as_if_it_were_not_there() -> None:

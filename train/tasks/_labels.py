@@ -60,6 +60,11 @@ def find(rows: Sequence[Rows], column: str, names: tuple[str, ...] | None, key: 
     if all(declared):
         return Labels(tuple(dict.fromkeys(name for part in declared for name in part)), by_index=True)
     values = {value for part in rows for value in distinct(part, column, key)}
+    if any(part.first for part in rows):
+        raise UserError(
+            f"data.streaming: the rows are not all read before training, so name every label of {column!r} in "
+            f"task.labels; the first rows hold {', '.join(sorted(map(str, values))) or 'none'}"
+        )
     if len(values) < 2:
         raise UserError(
             f"{rows[0].name}: the column {column!r} holds {'one label only' if values else 'no labels'}: "

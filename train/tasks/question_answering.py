@@ -188,7 +188,7 @@ class QuestionAnswering(Task):
         """Find out whether some training rows have no answer."""
         import pyarrow.compute as pc
 
-        nulls = pc.any(pc.equal(train.dataset.data.column("golds"), NO_ANSWER)).as_py()
+        nulls = train.partial or pc.any(pc.equal(train.dataset.data.column("golds"), NO_ANSWER)).as_py()
         fixed = self.config.null_threshold
         if fixed != "auto" and not nulls:
             raise UserError("task.null_threshold cannot take effect: every training row has an answer; leave it out")

@@ -194,7 +194,8 @@ def test_both_passes_drop_the_same(tiny_model: str, tokenizer: Any) -> None:
         task.loss, lambda number: 1.0, lambda number: [1.0], seed=5, max_grad_norm=None, max_nonfinite=1,
         anticipate=partial(coupled, task, accelerator),
     )  # fmt: skip
-    report = learner.update(3, Batch(parts, np.arange(12), 12, 100, 100))
+    recut: Any = None  # memory suffices
+    report = learner.update(3, Batch(parts, np.arange(12), 12, 100, 100, np.full(12, 8), recut))
 
     seed_dropout(5, 3, 0)
     units = torch.cat([task.share(twin, part.tensors)["units"] for part in parts[:3]])

@@ -1,0 +1,58 @@
+"""The training rows of a run that streams them: found, looked at, and made into batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from data.batches import Batches
+from data.encode import Encoded, Encoder, Work
+from data.find_shards import find
+from data.first_rows import first_rows
+from data.shards import Shard, fingerprint
+from data.source import DataConfig, Rows
+from data.stream import Kinds, Stream
+from data.stream_batches import StreamBatches
+from train.exchange import exchange
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """The sources of data.train: their shards, their first rows, and what these tell of the types of all."""
+
+    shards: list[list[Shard]]
+    rows: list[list[Rows]]
+    kinds: list[Kinds | None]
+
+    def known(self, first: Encoded, data: DataConfig, seed: int) -> Encoded:
+        """Return the encoded first rows marked as such, with the fingerprint of the whole: of shards and settings."""
+        known_as = fingerprint(self.shards, data.readers, data.shuffle_buffer, seed)
+        return replace(first, partial=True, fingerprint=known_as)
+
+    def streams(
+        self, data: DataConfig, seed: int, encoder: Encoder, tokenizer: Any, max_length: int
+    ) -> Sequence[Stream]:
+        """Return the sources as examples. They have the tokenizer to themselves."""
+        work = copy.deepcopy(Work(encoder, tokenizer, max_length, data.on_bad_row == "skip"))
+        return [
+            Stream(number, shards, min(data.readers, len(shards)), data.shuffle_buffer, seed, work, kinds)
+            for number, (shards, kinds) in enumerate(zip(self.shards, self.kinds, strict=True))
+        ]
+
+
+def look(data: DataConfig, token: str | None) -> Streamed:
+    """Find the shards of data.train and read the first rows of some. Raises `UserError` for what cannot be streamed."""
+    shards = [find(source, "train", token) for source in data.train]
+    looked = [
+        first_rows(found, f"data.train: {source.path}", skip_bad=data.on_bad_row == "skip")
+        for source, found in zip(data.train, shards, strict=True)
+    ]
+    return Streamed(shards, [rows for rows, _ in looked], [kinds for _, kinds in looked])
+
+
+def stream_batches(streams: Sequence[Stream], data: DataConfig, batch_size: int, like: Batches) -> StreamBatches:
+    """Return the batches of streams. `like` are those of the first rows."""
+    weights = [source.weight or 1.0 for source in data.train]
+    return StreamBatches(streams, weights, batch_size, like.order.seed, like, exchange())
