@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ from data import pulse
 from data.cache import Notes, kept
 from data.errors import UserError
 from data.source import Rows, named
+from data.tables import arrays, table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -278,30 +279,3 @@ def _identity(tokenizer: Any) -> str:
         return repr((outside, sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return repr(outside) + json.dumps({**state, "truncation": None, "padding": None}, sort_keys=True)
-
-
-def table_of(columns: dict[str, list[Any]]) -> pa.Table:
-    """Numbers as int32 (tokens, lengths, labels) or float64; row numbers, which may be large, as int64.
-
-    Lists that are all empty in one chunk (rows without any label) get the type that they have in the others.
-    """
-    import pyarrow as pa
-
-    arrays = {name: pa.array(values) for name, values in columns.items()}
-    small = {pa.int64(): pa.int32(), **dict.fromkeys((pa.list_(pa.int64()), pa.list_(pa.null())), pa.list_(pa.int32()))}
-    large = {"row": pa.int64(), "rows": pa.list_(pa.int64())}
-    types = {name: large.get(name, small.get(array.type, array.type)) for name, array in arrays.items()}
-    return pa.table({name: array.cast(types[name]) for name, array in arrays.items()})
-
-
-def arrays(table: pa.Table) -> Features:
-    """Return the columns of a table of encoded examples."""
-    return {name: _array(table.column(name)) for name in table.column_names}
-
-
-def _array(column: pa.ChunkedArray) -> Any:
-    array = column.combine_chunks()
-    if not hasattr(array, "offsets"):
-        return array.to_numpy(zero_copy_only=False)
-    values, offsets = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
-    return [values[start:end] for start, end in pairwise(offsets)]

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import text_files
-from data.encode import CHUNK, Work, encode_chunk, table_of
+from data.encode import CHUNK, Work, encode_chunk
 from data.errors import UserError
 from data.order import derive, permute
 from data.shards import Placed, Shard
+from data.tables import table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.batches import Batch, Batches, Places, Position
-from data.encode import arrays
 from data.errors import UserError
 from data.order import example_keys
 from data.stream import Reader, Stream
+from data.tables import arrays
 
 if TYPE_CHECKING:
     import pyarrow as pa

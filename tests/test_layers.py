@@ -29,6 +29,7 @@ LAYERS: dict[str, float] = {
     "data.source": -3,
     "data.unigram": -5,
     "data.tokenizer_training": -2,
+    "data.tables": -5,
     "data.encode": -2,
     "data.shard_files": -2,
     "data.shards": -1.9,

@@ -87,10 +87,9 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
         checkpoints.load(newest)
     checkpoints.check_data(batches.fingerprint, anyway=resume_anyway)
     checkpoints.check_start(config.model.path, config.model.revision, anyway=resume_anyway)
-    launch = {}
+    known = config.dump()
     if accelerator.is_main_process:
-        launch = launches.record(Path(config.output), checkpoints.state.update, accelerator.num_processes)
-    known = {**config.dump(), "launch": launch}
+        known["launch"] = launches.record(Path(config.output), checkpoints.state.update, accelerator.num_processes)
     tracker = Tracker(accelerator, Path(config.output), config.tracking, known, checkpoints.state.update)
     journal = Journal(
         tracker, learner, Path(config.output), checkpoints.state,
