@@ -19,7 +19,7 @@ MODEL = "model"
 CONFIG = "config.yaml"
 RESULT = "result.json"
 STOP = "STOP"
-"""A file by which a run is asked to stop; it may be there before the run is."""
+"""A file by which a run is asked to stop; it may be there before the run is. STOPPED once that was done."""
 PATIENCE = 900
 """Seconds for which a requeued job waits until the start before has let go of its folder."""
 
@@ -37,7 +37,7 @@ def claim(config: RunConfig, *, resume_anyway: bool) -> bool:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"output: {output} cannot be written: no permission, or {there} is no folder")
     if not file.exists():
-        if output.exists() and any(path.name != STOP and path.name[0] != "." for path in output.iterdir()):
+        if output.exists() and any(not path.name.startswith(STOP) and path.name[0] != "." for path in output.iterdir()):
             raise UserError(f"output: the folder {output} holds something that is not a run; name another folder")
         return False
     try:

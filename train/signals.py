@@ -44,13 +44,22 @@ def obey(file: Path) -> None:
     """Take the existence of `file` for a request to stop. The first process looks at it, and tells the others."""
     global _file
     _file = file if os.environ.get("RANK", "0") == "0" else None
+    if _file is not None:
+        _honoured(_file).unlink(missing_ok=True)
 
 
 def honoured() -> None:
-    """Remove the file, so that the same command goes on; on the process that looks at it. It counts all the same."""
+    """Rename the file, so that the same command goes on; on the process that looks at it. It counts all the same.
+
+    By its new name a job script knows that the run is not to be started again by itself.
+    """
     if _file is not None and _file.exists():
         _requested.append(0)
-        _file.unlink(missing_ok=True)
+        _file.replace(_honoured(_file))
+
+
+def _honoured(file: Path) -> Path:
+    return file.with_name("STOPPED")
 
 
 def stopping() -> bool:
