@@ -164,12 +164,14 @@ def write_config(config: dict[str, Any], file: Path) -> Path:
 def checkpoint(output: Path, number: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the tensors of the model, and those of the optimizer as PARAMETER.KEY, after update `number`.
 
-    Of a checkpoint that one process wrote.
+    Of processes that hold whole copies: each tensor is in the file of one of them.
     """
     from safetensors.torch import load_file
 
     folder = output / "checkpoints" / f"update-{number:08d}"
-    return load_file(folder / "model" / SHARD), load_file(folder / "optimizer" / SHARD)
+    parts = [[load_file(file) for file in (folder / part).iterdir()] for part in ("model", "optimizer")]
+    model, optimizer = ({name: each[name] for each in part for name in each} for part in parts)
+    return model, optimizer
 
 
 def figures(output: Path, name: str) -> dict[int, float]:

@@ -2,7 +2,7 @@
 
 `distributed.launch` starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file},
 ...]; with "files" instead of "config", the stages of a command; with "refused", a part of the message with which it
-must end; with "strategy", the variables of one (see `strategies`).
+must end; with "wire", a file for what DDP sends (see `wires`); with "strategy", its variables (see `strategies`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data.errors import UserError
-from tests import lacking, phases
+from tests import lacking, phases, wires
 from tests.strategies import strategy
 from train import run, signals, stages, update
 from train.config import validate
@@ -128,7 +128,8 @@ def work(listed: str) -> None:
                 code = carry_out_and_ask(job["config"], job["phase"], job["rank"], job.get("stop_file"))
             else:
                 poison = tuple(job.get("poison", ()))
-                with strategy(job["strategy"]) if "strategy" in job else nullcontext():
+                counted = wires.counted(Path(job["wire"])) if "wire" in job else nullcontext()
+                with counted, strategy(job["strategy"]) if "strategy" in job else nullcontext():
                     code = carry_out(job["config"], job.get("stop_after"), job.get("record"), poison)
             assert "refused" not in job and code == job.get("code", 0), f"exit code {code}"
         except UserError as error:
