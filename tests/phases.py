@@ -25,7 +25,7 @@ PHASES = {
     "generation": ("train.tasks._generation", "_asked", 3),
     "saving": ("train.checkpoint", "Checkpoints._write", 1),
     "last evaluation": ("train.evaluation", "predictions", -2),
-    "export": ("accelerate", "Accelerator.get_state_dict", -2),
+    "export": ("train.learned", "Learned.whole", 1),
     "flush": ("train.tracking", "Tracker.finish", 1),
 }
 """Phase → where a process is in it: module, function, and in which call of it (negative: counted from the last update,

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from data.errors import UserError
+from tests import phases
 from tests.conftest import figures, write_config
 from tests.distributed import ROOT, launch
 from tests.test_cli import answer
@@ -173,8 +174,11 @@ def test_stopped_in_the_second_stage(
 def test_stopped_at_the_end_of_the_first_stage(
     make_stages: MakeStages, updates: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Asked while the model is exported: that is done, and no other stage begins."""
     files = make_stages("run", 2)
-    assert carry_out_stages(files, stop_after=6) == 0
+    with phases.asked("export", 0):
+        assert carry_out_stages(files) == 0
+    phases.forget()
     assert (output_of(files[0]) / "DONE").exists() and not output_of(files[1]).exists()
     assert "stopped after stage 1/2; the same command goes on with the next one" in capsys.readouterr().out
     assert updates == [*range(1, 7)]
@@ -199,7 +203,8 @@ def test_two_processes(make_stages: MakeStages, tmp_path: Path) -> None:
     assert [weights(output_of(file)) for file in files] == [weights(output_of(file)) for file in whole]
     assert [len(figures(output_of(file), "train/loss")) for file in whole] == list(UPDATES)
     assert json.loads((output_of(whole[2]) / "result.json").read_text())["world_size"] == 2
-    assert (output_of(ended[0]) / "DONE").exists() and not output_of(ended[1]).exists()
+    assert output_of(ended[0]).exists() and not output_of(ended[1]).exists()
+    assert not (output_of(ended[0]) / "DONE").exists(), "asked in the last update: judged and exported when it goes on"
 
 
 def test_the_program_under_torchrun(make_stages: MakeStages) -> None:

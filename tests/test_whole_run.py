@@ -94,8 +94,8 @@ def test_what_a_run_prints_and_leaves_behind(make_config: MakeConfig, tmp_path: 
     skipped = (output / "skipped_rows_train.txt").read_text().splitlines()
     assert [line.split(":")[0].split(", ")[1] for line in skipped] == ["line 152", "line 151"]
     assert {path.name for path in output.iterdir()} == {
-        ".lock", "DONE", "checkpoints", "config.yaml", "launches.jsonl", "metrics.jsonl", "model", "predictions",
-        "result.json", "skipped_rows_train.txt", "skipped_rows_validation.txt",
+        ".lock", "DONE", "checkpoints", "config.yaml", "launches.jsonl", "logs", "metrics.jsonl", "model",
+        "predictions", "result.json", "skipped_rows_train.txt", "skipped_rows_validation.txt",
     }  # fmt: skip
     result = json.loads((output / "result.json").read_text())
     assert {"metrics", "updates", "examples", "seconds", "tokens_per_second", "padding_efficiency"} <= set(result)
@@ -126,5 +126,5 @@ def test_a_signal_in_the_imports_is_not_lost(number: int, make_config: MakeConfi
     process.send_signal(number)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "stopped after update 1; the same command goes on from there" in printed
-    assert (tmp_path / "out" / "checkpoints" / "update-00000001").is_dir()
+    assert "stopped before training; nothing is lost, and the same command goes on" in printed
+    assert not (tmp_path / "out").exists(), "nothing is written yet"

@@ -99,7 +99,7 @@ def carry_out_stages(
         return real(self, number, batch)
 
     update.Learner.update = counted  # type: ignore[method-assign]
-    signals.stopping = lambda: stop_after is not None and begun[0] >= stop_after and rank == world - 1
+    signals.stopping = lambda: asked() or (stop_after is not None and begun[0] >= stop_after and rank == world - 1)
     try:
         found = stages.read(files, assignments, resume_anyway=resume_anyway)
         return stages.carry_out(

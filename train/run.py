@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,8 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
     if (folder / output.CONFIG).exists():
         logs.begin(folder)
     try:
-        code = _carry_out(config, prepared(config), resume_anyway=resume_anyway)
+        with ExitStack() as held:
+            code = _carry_out(config, prepared(config), held, resume_anyway=resume_anyway)
         watch.rest()  # another process may have much to write
         return code
     except Stopped:
@@ -70,8 +72,8 @@ def run(config: RunConfig, *, resume_anyway: bool = False) -> int:
         logs.end()
 
 
-def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bool) -> int:
-    """Train, from the newest checkpoint on; return the exit code."""
+def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, resume_anyway: bool) -> int:
+    """Train, from the newest checkpoint on; return the exit code. `held` lets go of the folder at the end."""
     accelerator = ingredients.accelerator
     batches, bounds = plan_batches(config, ingredients)
     per_epoch = batches.updates_per_epoch
@@ -80,7 +82,8 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     evaluators = _evaluators(config, ingredients, learner.model, bounds)
     checkpoints = _checkpoints(config, learner)
     accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
-    lock = output.begin(config) if accelerator.is_main_process else None
+    if accelerator.is_main_process:
+        held.callback(output.begin(config).release)
     newest = checkpoints.newest()
     logs.begin(Path(config.output))  # all know that the first process has made the folder a run's
     if newest is not None:
@@ -126,8 +129,6 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, *, resume_anyway: bo
     finally:
         journal.close()
         tracker.finish(complete=complete)
-        if lock is not None:
-            lock.release()
     signals.honoured()
     return 0 if written and not checkpoints.failed else 1
 
