@@ -117,9 +117,9 @@ def campaign(make_config: MakeConfig, folder: Path, kills: int) -> tuple[int, in
     return finished, met, most
 
 
-def test_four_kills(make_config: MakeConfig, tmp_path: Path) -> None:
-    finished, met, lost = campaign(make_config, tmp_path, 4)
-    assert finished >= 1 and met >= 2
+def test_two_kills(make_config: MakeConfig, tmp_path: Path) -> None:
+    finished, met, lost = campaign(make_config, tmp_path, 2)
+    assert finished >= 1 and met >= 1
     assert lost <= EVERY
 
 

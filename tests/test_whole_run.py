@@ -31,7 +31,7 @@ def start(file: Path, *arguments: str, **environment: str) -> subprocess.Popen[s
 
 def test_one_wandb_run_over_a_kill_and_a_stop_and_no_secret_anywhere(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(
-        updates=300, tracking__trackers=["wandb"], tracking__mode="offline", checkpoint__every=10, evaluate__every=100
+        updates=150, tracking__trackers=["wandb"], tracking__mode="offline", checkpoint__every=10, evaluate__every=50
     )
     file, output = write_config(config, tmp_path / "run.yaml"), tmp_path / "out"
     secrets = {"HF_TOKEN": CANARY, "MY_SECRET": CANARY, "WANDB_API_KEY": (CANARY * 3)[:40]}
@@ -52,7 +52,7 @@ def test_one_wandb_run_over_a_kill_and_a_stop_and_no_secret_anywhere(make_config
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert (output / "DONE").exists()
-    assert list(figures(output, "train/loss")) == list(range(1, 301))
+    assert list(figures(output, "train/loss")) == list(range(1, 151))
     ids, steps = set(), []
     for part in sorted(output.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime):
         for record in records(part):
@@ -63,8 +63,8 @@ def test_one_wandb_run_over_a_kill_and_a_stop_and_no_secret_anywhere(make_config
                 steps.append(int(entries["_step"]))
     assert len(ids) == 1
     assert steps == sorted(set(steps))
-    assert steps[-1] == 300
-    assert len(steps) >= 298  # a step handed over in the very moment of the kill may be lost to W&B
+    assert steps[-1] == 150
+    assert len(steps) >= 148  # a step handed over in the very moment of the kill may be lost to W&B
     leaks = [path for path in output.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
     assert leaks == []
     assert CANARY not in printed + errors

@@ -31,7 +31,7 @@ def test_every_row_once_a_pass(tmp_path: Path, encoder: Any, tokenizer: Any, blo
 
 
 def test_one_sequence_for_every_world_and_every_stop(tmp_path: Path, encoder: Any, tokenizer: Any) -> None:
-    """Two sources by weight, 40 updates over several passes; 6 campaigns of random stops, each on another world."""
+    """Two sources by weight, 40 updates over several passes; 3 campaigns of random stops, each on another world."""
     paths = [write(tmp_path, "x", SIZES), write(tmp_path, "y", [9, 4])]
     found = Streaming(paths, encoder, tokenizer, tmp_path / "cache", weights=[3.0, 1.0])
     whole = found.run(0, 40)[0]
@@ -54,7 +54,7 @@ def test_one_sequence_for_every_world_and_every_stop(tmp_path: Path, encoder: An
             assert sorted(rows.tolist()) == list(range(7))
             assert len({len(share[number].parts) for share in shares}) == 1
     generator = np.random.default_rng(0)
-    for _ in range(6):
+    for _ in range(3):
         done, position, seen = 0, None, []
         while done < 40:
             world, until = int(generator.choice([1, 2, 3])), min(40, done + int(generator.integers(1, 12)))

@@ -200,11 +200,14 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(make_config: MakeConf
 
 
 def test_a_stop_in_the_last_update_changes_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
+    """What is left, to judge and to export, is done when the run goes on."""
     results = []
     for place, stop in enumerate((None, 12)):
         output = tmp_path / str(place)
         config = make_config(updates=12, evaluate__every=4, checkpoint__best="loss", output=str(output))
         assert carry_out(config, stop_after=stop) == 0
+        assert (output / "DONE").exists() == (stop is None)
+        assert stop is None or carry_out(config) == 0
         assert (output / "DONE").exists()
         assert list(figures(output, "validation/loss")) == [4, 8, 12]
         results.append((output / "model" / "model.safetensors").read_bytes())
