@@ -21,6 +21,7 @@ done
 shift
 for argument in "$@"; do
   case $argument in
+    hub_token=* | *:hub_token=*) echo "hub_token: Slurm shows a job's command line to others; set HF_TOKEN instead"; exit 2 ;;
     *=*) assignments+=("$argument") ;;
     *) configs+=("$argument") ;;
   esac

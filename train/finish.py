@@ -52,7 +52,7 @@ def finish(
         figures,
         state,
         path=config.model.path, precision=ingredients.precision, world=accelerator.num_processes,
-        examples=examples_until(state.update), restarts=launches.starts(folder) - 1,
+        examples=examples_until(state.update), restarts=max(0, launches.starts(folder) - 1),
     )  # fmt: skip
     try:
         for role, evaluator in evaluators.items():

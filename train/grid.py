@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         files, assignments = split(options.arguments)
+        if any(assignment.partition("=")[0] == "hub_token" for assignment in assignments):
+            raise UserError("hub_token: Slurm shows a job's command line to others; set HF_TOKEN in the environment")
         if len(files) > 1:
             raise UserError("a sweep is of one config; run stages one after the other")
         found = runs(files[0], assignments)

@@ -34,9 +34,9 @@ def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerat
     chosen = told if told != "no" else resolve(precision, cpu=cpu)
     if chosen == "fp16" and cpu:
         raise UserError("precision: fp16 needs a GPU (on CPU it would have no effect); use bf16 or fp32")
+    network.choose_interface()
     if cpu:
         _set_threads()
-        network.choose_interface()
     else:
         _choose_kernels()
     # buffers are the same everywhere, and to send them would make an update's first forward pass a collective

@@ -56,6 +56,9 @@ class Learned:
         every = {shards.plain(name): each for name, each in self._net.state_dict(keep_vars=True).items()}
         if not strategy.shared_out(every.values()):
             return {name: each.detach() for name, each in every.items()} if self.accelerator.is_main_process else {}
+        if self.accelerator.is_main_process:
+            shutil.rmtree(scratch, ignore_errors=True)  # of a kill
+        self.accelerator.wait_for_everyone()
         first = {id(each): name for name, each in reversed(every.items())}  # of tied ones
         shards.save({name: every[name].detach() for name in first.values()}, scratch, whole=True)
         if not self.accelerator.is_main_process:

@@ -14,6 +14,7 @@ from train import watch
 _said = logging.getLogger("train.said")
 _said.propagate = False  # it stands on the console already
 _said.setLevel(logging.INFO)
+_said.addHandler(logging.NullHandler())  # else it would be said there once more, before there is a file
 _handler: _File | None = None
 
 

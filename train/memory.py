@@ -56,9 +56,9 @@ def take_part(accelerator: Accelerator, model: nn.Module) -> None:
     inside: Any = model.module
     own = vars(inside).get("forward")
     learning = [parameter for parameter in inside.parameters() if parameter.requires_grad]
-    inside.forward = lambda: torch.stack([parameter.sum().double() * 0 for parameter in learning]).sum()
+    inside.forward = lambda _: torch.stack([parameter.sum().double() * 0 for parameter in learning]).sum()
     try:
-        nothing = model()
+        nothing = model(torch.zeros((), device=accelerator.device))  # on GPUs DDP looks at its first argument
     finally:
         del inside.forward
         if own is not None:

@@ -20,7 +20,7 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 STOP = "STOP"
 """A file by which a run is asked to stop; it may be there before the run is. STOPPED once that was done."""
-PATIENCE = 900
+PATIENCE = 480
 """Seconds for which a requeued job waits until the start before has let go of its folder."""
 
 

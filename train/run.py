@@ -203,7 +203,8 @@ def _settle_buckets(model: Any, ingredients: Ingredients, batches: Feed) -> None
     """
     accelerator = ingredients.accelerator
     if accelerator.num_processes > 2 and isinstance(model, torch.nn.parallel.DistributedDataParallel):
-        tensors = send_to_device(batches.cuts.batch(1).parts[0].tensors, accelerator.device)
+        one_row = replace(batches.cuts, bounds=Bounds(rows=1), smaller=[])  # which fits, if anything does
+        tensors = send_to_device(one_row.batch(1).parts[0].tensors, accelerator.device)
         accelerator.backward(ingredients.task.loss(model, tensors) * 0)
         model.zero_grad()
 

@@ -7,6 +7,7 @@ been asked leaves soon.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import signal
@@ -109,7 +110,10 @@ def leave(code: int) -> NoReturn:
 
 def _is_told() -> bool:
     shared = store()
-    return shared is not None and bool(shared.check([_KEY]))
+    try:
+        return shared is not None and bool(shared.check([_KEY]))
+    except RuntimeError:  # the process that holds the store has gone
+        return False
 
 
 def _tell() -> None:
@@ -118,7 +122,8 @@ def _tell() -> None:
     shared = None if _told else store()
     if shared is not None:
         _told = True
-        shared.set(_KEY, "1")
+        with contextlib.suppress(RuntimeError):  # the process that holds the store has gone
+            shared.set(_KEY, "1")
 
 
 def _request(number: int, frame: FrameType | None) -> None:

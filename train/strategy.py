@@ -84,6 +84,16 @@ def check(accelerator: Accelerator) -> None:
                 f"{accelerator.num_processes} on {accelerator.device.type}, and it would do nothing. Use ddp.yaml, "
                 "single_gpu.yaml or torchrun"
             )
+    if accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM"):
+        raise UserError(
+            f"accelerate was asked for {accelerator.distributed_type.value}, which is not built in; use fsdp2.yaml"
+        )
+    parallel: Any = accelerator.parallelism_config
+    if parallel is not None and parallel.non_data_parallel_size > 1:
+        raise UserError(
+            "accelerate was asked for tensor, context or sequence parallelism, which is not built in: its processes "
+            "would have to share their examples. Use fsdp2.yaml or hsdp.yaml"
+        )
     if accelerator.distributed_type.value == "FSDP" and not accelerator.is_fsdp2:
         raise UserError(
             "accelerate was asked for FSDP of version 1; set fsdp_version: 2 as in accelerate_configs/fsdp2.yaml"
@@ -91,8 +101,9 @@ def check(accelerator: Accelerator) -> None:
 
 
 def copies(accelerator: Accelerator) -> bool:
-    """Whether several processes hold a whole copy of the model each, and meet in its gradients (DDP)."""
-    return accelerator.num_processes > 1 and accelerator.distributed_type.value not in SHARES
+    """Whether processes hold a whole copy of the model each, and meet in its gradients (DDP): also one that a launcher
+    started alone."""
+    return accelerator.distributed_type.value not in ("NO", *SHARES)
 
 
 def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Any, precision: str) -> Strategy:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data.batches import Batches
 from data.encode import Encoded, Encoder, Work
+from data.errors import UserError
 from data.find_shards import find
 from data.first_rows import first_rows
 from data.shards import Shard, fingerprint
@@ -53,6 +54,12 @@ def look(data: DataConfig, token: str | None) -> Streamed:
 
 
 def stream_batches(streams: Sequence[Stream], data: DataConfig, batch_size: int, like: Batches) -> StreamBatches:
-    """Return the batches of streams. `like` are those of the first rows."""
+    """Return the batches of streams; `like` are those of the first rows. Called on all processes.
+
+    Raises `UserError` on all of them unless they have found the same shards.
+    """
     weights = [source.weight or 1.0 for source in data.train]
-    return StreamBatches(streams, weights, batch_size, like.order.seed, like, exchange())
+    gather = exchange()
+    if len(set(gather(like.fingerprint.encode()))) > 1:
+        raise UserError("data.train: the processes do not see the same shards; is something still being written there?")
+    return StreamBatches(streams, weights, batch_size, like.order.seed, like, gather)

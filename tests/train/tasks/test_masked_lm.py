@@ -353,10 +353,14 @@ def test_a_parameter_that_nothing_reads_does_not_hold_up_several_processes(
             data__validation=str(tmp_path / "rows.jsonl"), updates=4, metrics=["perplexity"],
             model={"config": {"model_type": "bert", **sizes, **quiet}, "tokenizer": {"train": {"kind": "char"}}},
         )
-        for world in (1, 2)
+        for world in (1, 2, "launched-1")
     ]  # fmt: skip
     assert carry_out(configs[0]) == 0
     launch([{"config": configs[1]}], 2, tmp_path)
+    launch(
+        [{"config": configs[2]}], 1, tmp_path
+    )  # Accelerate takes DDP for one process too where a launcher started it
+    assert figures(tmp_path / "out-launched-1", "train/loss") == figures(tmp_path / "out-1", "train/loss")
     losses = [list(figures(tmp_path / f"out-{world}", "train/loss").values()) for world in (1, 2)]
     assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-9)
 
