@@ -1,4 +1,4 @@
-"""What was asked of Accelerate and would have no effect, or another one, is refused; the rest is in tests/test_strategies."""
+"""What was asked of Accelerate and would have no effect, or another one, is refused."""
 
 from __future__ import annotations
 
