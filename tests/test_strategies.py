@@ -52,6 +52,8 @@ def carry_out_all(build: Build, cases: list[Any], changes: list[Any], folder: Pa
     """Make all runs: those of a world in one start, and those that go on after those that they go on from."""
     begun: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
     going_on: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
+    merged = build(SAMPLES[0], "merged", adapter={"rank": 4, "merge": True})
+    begun[2].append({**job(merged, "fsdp2"), "refused": "adapter.merge: weights that are shared out cannot be merged"})
     for name, kind, how, world in cases:
         begun[world].append(job(build(name, f"{how}-{world}-{kind}", **KINDS[kind]), how))
     for name, before, first, after, second in changes:
