@@ -56,12 +56,7 @@ def read(config: RunConfig) -> Ingredients:
 
     disable_progress_bars()
     accelerator, precision = hardware.build_accelerator(config.precision, config.distributed.timeout)
-    strategy.check(accelerator)
-    if config.adapter and config.adapter.merge and accelerator.is_fsdp2:
-        raise UserError(
-            "adapter.merge: weights that are shared out cannot be merged; leave it out. A run that starts from the "
-            "exported adapter merges it, and so does train.predict"
-        )
+    strategy.check(accelerator, merges=config.adapter is not None and config.adapter.merge)
     token = config.hub_token.get_secret_value() if config.hub_token else None
     cache = cache_folder(config)
     rows, streamed = _open(config, cache, token)

@@ -75,8 +75,16 @@ class Prepared:
         return norm, skip
 
 
-def check(accelerator: Accelerator) -> None:
-    """Refuse a strategy that was asked of `accelerate` and that it would pass over in silence."""
+def check(accelerator: Accelerator, *, merges: bool = False) -> None:
+    """Refuse a strategy that was asked of `accelerate` and that it would pass over in silence, or that cannot be.
+
+    `merges`: whether an adapter is to be merged into the model at the end.
+    """
+    if merges and accelerator.is_fsdp2:
+        raise UserError(
+            "adapter.merge: weights that are shared out cannot be merged; leave it out. A run that starts from the "
+            "exported adapter merges it, and so does train.predict"
+        )
     for kind, variable in SHARES.items():
         if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type.value != kind:
             raise UserError(
