@@ -86,7 +86,7 @@ def test_one_process_three_cuts(
     check(configs, golden)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes(
     world: int, make_config: Callable[..., dict[str, Any]], tmp_path: Path, golden: dict[str, list[float]]
 ) -> None:

@@ -72,8 +72,8 @@ def stopped_on_two_processes(make_config: MakeConfig, tmp_path: Path, stops: Seq
 
 
 def test_a_stop_does_not_matter(make_config: MakeConfig, tmp_path: Path) -> None:
-    """The first and the last update, in the middle of epochs, around and at their ends (13 and 26)."""
-    stopped_on_one_process(make_config, tmp_path, (1, 7, 12, 13, 14, 26, 29))
+    """The first and the last update, in the middle of an epoch and at the end of one (13)."""
+    stopped_on_one_process(make_config, tmp_path, (1, 13, 20, 29))
 
 
 def test_a_stop_does_not_matter_on_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -130,10 +130,6 @@ def killed(make_config: MakeConfig, tmp_path: Path, wanted: int) -> None:
         assert figures(output, "train/loss") == losses
     assert kills == wanted
     assert finished >= max(1, wanted // 15)
-
-
-def test_kill_9_at_six_random_moments(make_config: MakeConfig, tmp_path: Path) -> None:
-    killed(make_config, tmp_path, 6)
 
 
 @pytest.mark.slow

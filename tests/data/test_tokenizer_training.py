@@ -111,7 +111,7 @@ def test_other_processes_and_numbers_of_threads_make_the_same_bytes(tmp_path: Pa
     """The hash tables of `tokenizers` are seeded anew in each process; so are Python's."""
     code = "import pathlib, sys; from tests.data import test_tokenizer_training as t; print(*t.digests(pathlib.Path()))"
     here = digests(tmp_path / "here")
-    for threads in ("1", "3"):
+    for threads in ("1",):
         folder = tmp_path / threads
         folder.mkdir()
         done = subprocess.run(

@@ -112,6 +112,7 @@ def test_dropout_depends_on_seed_update_and_process_alone() -> None:
     assert len({tuple(numbers.tolist()) for numbers in drawn.values()}) == 4
 
 
+@pytest.mark.slow
 def test_minilm_in_fp32_is_invariant_too(make_config: MakeConfig, tmp_path: Path) -> None:
     losses = []
     for place, cut in enumerate(({"micro_batch_size": 16}, {"micro_batch_size": 5}, {})):
