@@ -36,12 +36,16 @@ def strategy(variables: dict[str, str]) -> Iterator[None]:
 
     before, shared = dict(os.environ), PartialState._shared_state
     os.environ.update(variables)
+    if variables.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import deepspeed.comm.torch
+
+        deepspeed.comm.torch.build_shm_op = lambda: None  # for inference; it would be compiled, for a minute
     kind, there = PartialState(cpu=True).distributed_type, torch.accelerator.is_available
     try:
         if variables.get("ACCELERATE_USE_FSDP") == "true":
             shared["distributed_type"] = DistributedType.MULTI_XPU  # else it shards on GPUs only
         if variables.get("ACCELERATE_USE_DEEPSPEED") == "true":
-            os.environ["DS_ACCELERATOR"] = "cpu"
             torch.accelerator.is_available = lambda: True  # else it is not asked for on a CPU
         yield
     finally:

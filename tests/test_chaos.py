@@ -71,12 +71,15 @@ def reached(output: Path) -> int:
 def kill(children: list[int], output: Path, generator: random.Random) -> int | None:
     """Kill one of the processes at a random moment: before the first update, in any later one, or as they end.
 
-    Returns which; None if they had ended before.
+    Returns which; None if they had ended before, or were let alone, as happens now and then.
     """
-    target = generator.randint(reached(output), UPDATES)
+    begun = reached(output)
+    target = generator.randint(begun, UPDATES + 1)
+    if target > UPDATES:
+        return None
     while reached(output) < target and zygote().poll(children[0]) is None:
         time.sleep(0.002)
-    time.sleep(generator.uniform(0, 0.1))
+    time.sleep(generator.uniform(0, 2.0 if target == begun else 0.1))  # it begins with reading
     hit = generator.randrange(WORLD)
     if zygote().poll(children[hit]) is not None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from train import files, launches, notes, output, report, watch
 from train.adapter_files import finished
@@ -57,7 +58,7 @@ def finish(
     try:
         for role, evaluator in evaluators.items():
             files.write_json_lines(folder / "predictions" / f"{role}.jsonl", evaluator.records())
-        net = accelerator.unwrap_model(learner.model)
+        net: Any = learner.strategy.net
         if config.adapter:
             net, weights = finished(net, weights, config.adapter, state.started_from)
         learned = first.task if (first := evaluators.get("validation")) else ingredients.task

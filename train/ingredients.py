@@ -56,7 +56,8 @@ def read(config: RunConfig) -> Ingredients:
 
     disable_progress_bars()
     accelerator, precision = hardware.build_accelerator(config.precision, config.distributed.timeout)
-    strategy.check(accelerator, merges=config.adapter is not None and config.adapter.merge)
+    merges = config.adapter is not None and config.adapter.merge
+    strategy.check(accelerator, merges=merges, unfreezes=config.optim.unfreeze is not None)
     token = config.hub_token.get_secret_value() if config.hub_token else None
     cache = cache_folder(config)
     rows, streamed = _open(config, cache, token)

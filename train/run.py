@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from torch import Tensor
 
 from data.batches import Batches, Feed
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from train import adapter, files, hardware, launches, logs, metrics, output, signals, strategy, watch
+from train import adapter, files, hardware, launches, logs, metrics, output, shards, signals, strategy, watch
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.coupling import coupled, unchanged
@@ -177,9 +178,9 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
         total = accelerator.reduce(torch.tensor(missing, device=accelerator.device), "sum")
         # DDP would wait for gradients that never come; all processes must look for them, or none
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
-    spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision)
+    spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision, settings.max_grad_norm)
     spread.model.train()
-    _settle_buckets(spread.model, ingredients, batches)
+    spread.settle(_nothing(spread.model, ingredients, batches))
     return Learner(
         spread,
         task.loss,
@@ -195,18 +196,15 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
     )
 
 
-def _settle_buckets(model: Any, ingredients: Ingredients, batches: Feed) -> None:
-    """Let DDP arrange its buckets before the first update, by a backward pass that teaches nothing.
+def _nothing(model: Any, ingredients: Ingredients, batches: Feed) -> Callable[[], Tensor]:
+    """Return what computes a loss that teaches nothing."""
 
-    It does so after its first one, and the arrangement decides in which order more than two processes are summed: a
-    resumed run would differ in the last bits from one that went on.
-    """
-    accelerator = ingredients.accelerator
-    if accelerator.num_processes > 2 and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+    def forward() -> Tensor:
         one_row = replace(batches.cuts, bounds=Bounds(rows=1), smaller=[])  # which fits, if anything does
-        tensors = send_to_device(one_row.batch(1).parts[0].tensors, accelerator.device)
-        accelerator.backward(ingredients.task.loss(model, tensors) * 0)
-        model.zero_grad()
+        tensors = send_to_device(one_row.batch(1).parts[0].tensors, ingredients.accelerator.device)
+        return ingredients.task.loss(model, tensors) * 0
+
+    return forward
 
 
 def _first_loss(ingredients: Ingredients, batches: Feed) -> Callable[[], object]:
@@ -246,9 +244,7 @@ def _checkpoints(config: RunConfig, learner: Learner) -> Checkpoints:
     best = settings.best and f"validation/{settings.best.removeprefix('validation/')}"
     higher = settings.best_is == "highest" or (settings.best_is == "auto" and metrics.higher_is_better(best or ""))
     accelerator, folder = learner.accelerator, Path(config.output) / "checkpoints"
-    learned = Learned(
-        accelerator, learner.model, learner.strategy.optimizer, only_what_learns=config.adapter is not None
-    )
+    learned = Learned(learner.strategy, only_what_learns=config.adapter is not None)
     return Checkpoints(
         folder, accelerator, learned, keep=settings.keep, best=best, higher_is_better=higher, patience=settings.patience
     )
@@ -257,7 +253,7 @@ def _checkpoints(config: RunConfig, learner: Learner) -> Checkpoints:
 def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, updates: int, journal: Journal) -> None:
     """Say what will happen, before it does."""
     accelerator, splits = ingredients.accelerator, ingredients.splits
-    parameters = f"{sum(parameter.numel() for parameter in ingredients.model.parameters()):,} parameters"
+    parameters = f"{sum(shards.size(parameter).numel() for parameter in ingredients.model.parameters()):,} parameters"
     if config.adapter:
         parameters = adapter.describe(ingredients.model, config.adapter)
     new = f"; new: {', '.join(ingredients.new_parameters)}" if ingredients.new_parameters else ""

@@ -68,23 +68,29 @@ def save(tensors: Mapping[str, Tensor], folder: Path, *, whole: bool = False) ->
         save(dict(tensors), storage_writer=writer, no_dist=not torch.distributed.is_initialized())
 
 
-def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
+def load(tensors: Mapping[str, Tensor], folder: Path, *, some: bool = False) -> None:
     """Read the tensors of `folder` into those given, in place, each process its own share.
 
-    Raises `ValueError` unless both hold the same names in the same sizes.
+    Raises `ValueError` unless both hold the same names in the same sizes. With `some` there may be more in `folder`,
+    and each process reads for itself.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    stored = _sizes(folder)
-    for name in sorted(stored.keys() ^ tensors.keys()):
-        raise ValueError(f"{name} is in one and not in the other")
-    for name, tensor in tensors.items():
-        if tensor.shape != stored[name][0]:
-            raise ValueError(f"{name} is of size {list(stored[name][0])} there and {list(tensor.shape)} here")
+    stored, here = sizes(folder), {name: tensor.shape for name, tensor in tensors.items()}
+    compare({name: size for name, size in stored.items() if name in here} if some else stored, here)
     reader = HuggingFaceStorageReader(str(folder))
     with _plain_errors():
-        load(dict(tensors), storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+        load(dict(tensors), storage_reader=reader, no_dist=some or not torch.distributed.is_initialized())
+
+
+def compare(stored: Mapping[str, tuple[torch.Size, torch.dtype]], here: Mapping[str, torch.Size]) -> None:
+    """Raise `ValueError` unless what is stored has the names and sizes of what is here."""
+    for name in sorted(stored.keys() ^ here.keys()):
+        raise ValueError(f"{name} is in one and not in the other")
+    for name, size in here.items():
+        if size != stored[name][0]:
+            raise ValueError(f"{name} is of size {list(stored[name][0])} there and {list(size)} here")
 
 
 def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
@@ -96,7 +102,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None
     parameters = _learning(optimizer, model)
     states: dict[Any, dict[str, Tensor]] = {}
     targets: dict[str, Tensor] = {}
-    for entry, (size, dtype) in _sizes(folder).items():
+    for entry, (size, dtype) in sizes(folder).items():
         name, _, key = entry.rpartition(".")
         if name not in parameters:
             raise ValueError(f"{name} has learned there and does not learn here")
@@ -131,9 +137,14 @@ def _learning(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]
     return named
 
 
-def _sizes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def sizes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Return size and type of each tensor that the files of `folder` hold, from their headers."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     found: Any = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {name: (about.size, about.properties.dtype) for name, about in found.items()}
+
+
+def size(tensor: Any) -> torch.Size:
+    """Return the size of a whole tensor, also of one that DeepSpeed shares out."""
+    return torch.Size(getattr(tensor, "ds_shape", tensor.shape))

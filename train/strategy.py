@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from data.errors import UserError
+from train import shards, zero
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SHARES = {"FSDP": "ACCELERATE_USE_FSDP", "DEEPSPEED": "ACCELERATE_USE_DEEPSPEED"}
 """Strategies that share a model out, by Accelerate's name, and the variables by which it is asked for them."""
@@ -35,6 +38,17 @@ class Strategy(Protocol):
     def optimizer(self) -> Any:
         """As `accelerator.prepare` gave it."""
 
+    @property
+    def net(self) -> nn.Module:
+        """The model itself, without what was wrapped around it."""
+
+    @property
+    def shares_out(self) -> bool:
+        """Whether no process holds the whole model, or not as it is trained."""
+
+    def settle(self, nothing: Callable[[], Tensor]) -> None:
+        """Do what must be done once, before anything is loaded or learned. `nothing` computes a loss of zero."""
+
     def part(self, *, last: bool) -> AbstractContextManager[None]:
         """Return what surrounds forward and backward pass of a micro-batch: gradients meet in the last one alone."""
 
@@ -45,6 +59,18 @@ class Strategy(Protocol):
         """Clip, apply and clear the gradients, unless they or the whole batch's `loss` are not finite.
 
         Returns their norm before clipping, and 1 where nothing was applied; both still on the device.
+        """
+
+    def model_tensors(self, *, only_what_learns: bool = False) -> dict[str, Tensor]:
+        """Return the parameters and persistent buffers by name, tied ones once, or this process's share of them."""
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Return what the optimizer remembers of each parameter as PARAMETER.KEY, or this process's share of it."""
+
+    def load(self, model: Path, optimizer: Path, *, only_what_learns: bool = False) -> None:
+        """Read both back from the folders to which they were saved (see `shards`), by whatever strategy and world.
+
+        Raises `ValueError` where they are of another model or optimizer.
         """
 
 
@@ -60,6 +86,29 @@ class Prepared:
         """See `Strategy`."""
         return nullcontext() if last else self.accelerator.no_sync(self.model)
 
+    @property
+    def net(self) -> nn.Module:
+        """See `Strategy`. Accelerate's own way to it would import DeepSpeed, which takes seconds, if it is here."""
+        inner = getattr(self.model, "_orig_mod", self.model)
+        inner = inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else inner
+        net: nn.Module = getattr(inner, "_orig_mod", inner)
+        return net
+
+    @property
+    def shares_out(self) -> bool:
+        """See `Strategy`."""
+        return any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters())
+
+    def settle(self, nothing: Callable[[], Tensor]) -> None:
+        """See `Strategy`. DDP arranges its buckets after the first backward pass.
+
+        The arrangement decides in which order more than two processes are summed: a resumed run would differ in the
+        last bits from one that went on.
+        """
+        if self.accelerator.num_processes > 2 and isinstance(self.model, nn.parallel.DistributedDataParallel):
+            self.accelerator.backward(nothing())
+            self.model.zero_grad()
+
     def backward(self, loss: Tensor) -> None:
         """See `Strategy`."""
         self.accelerator.backward(loss)
@@ -68,19 +117,37 @@ class Prepared:
         """See `Strategy`. One process waits for the device nowhere."""
         norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), max_grad_norm or torch.inf))
         skip = (~(torch.isfinite(norm) & torch.isfinite(loss))).to(torch.float32)
-        kernels: Any = getattr(self.optimizer, "optimizer", self.optimizer)  # inside Accelerate's wrapper
+        kernels = self._kernels
         kernels.grad_scale, kernels.found_inf = None, skip  # fused kernels leave everything as it is where 1
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm, skip
 
+    def model_tensors(self, *, only_what_learns: bool = False) -> dict[str, Tensor]:
+        """See `Strategy`. Nothing is copied."""
+        return shards.model_tensors(self.net, only_what_learns=only_what_learns)
 
-def check(accelerator: Accelerator, *, merges: bool = False) -> None:
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """See `Strategy`. Nothing is copied."""
+        return shards.optimizer_tensors(self._kernels, self.net)
+
+    def load(self, model: Path, optimizer: Path, *, only_what_learns: bool = False) -> None:
+        """See `Strategy`."""
+        shards.load(self.model_tensors(only_what_learns=only_what_learns), model)
+        shards.load_optimizer(self._kernels, self.net, optimizer)
+
+    @property
+    def _kernels(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # inside Accelerate's wrapper
+
+
+def check(accelerator: Accelerator, *, merges: bool = False, unfreezes: bool = False) -> None:
     """Refuse a strategy that was asked of `accelerate` and that it would pass over in silence, or that cannot be.
 
-    `merges`: whether an adapter is to be merged into the model at the end.
+    `merges`: whether an adapter is to be merged into the model at the end; `unfreezes`: whether layers are to learn
+    one after the other.
     """
-    if merges and accelerator.is_fsdp2:
+    if merges and (accelerator.is_fsdp2 or accelerator.distributed_type.value == "DEEPSPEED"):
         raise UserError(
             "adapter.merge: weights that are shared out cannot be merged; leave it out. A run that starts from the "
             "exported adapter merges it, and so does train.predict"
@@ -92,10 +159,10 @@ def check(accelerator: Accelerator, *, merges: bool = False) -> None:
                 f"{accelerator.num_processes} on {accelerator.device.type}, and it would do nothing. Use ddp.yaml, "
                 "single_gpu.yaml or torchrun"
             )
-    if accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM"):
-        raise UserError(
-            f"accelerate was asked for {accelerator.distributed_type.value}, which is not built in; use fsdp2.yaml"
-        )
+    if accelerator.distributed_type.value == "DEEPSPEED":
+        zero.check(accelerator, unfreezes=unfreezes)
+    if accelerator.distributed_type.value == "MEGATRON_LM":
+        raise UserError("accelerate was asked for MEGATRON_LM, which is not built in; use fsdp2.yaml")
     parallel: Any = accelerator.parallelism_config
     if parallel is not None and parallel.non_data_parallel_size > 1:
         raise UserError(
@@ -114,8 +181,13 @@ def copies(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type.value not in ("NO", *SHARES)
 
 
-def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Any, precision: str) -> Strategy:
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizer: Any, precision: str, max_grad_norm: float | None = None
+) -> Strategy:
     """Let Accelerate prepare model and optimizer, and return the strategy that it was asked for."""
+    if accelerator.distributed_type.value == "DEEPSPEED":
+        zero.settle(accelerator, precision, max_grad_norm)
+        return zero.Zero(accelerator, *accelerator.prepare(model, optimizer))
     if accelerator.is_fsdp2:
         _settle_fsdp2(accelerator, model, precision)
     return Prepared(accelerator, *accelerator.prepare(model, optimizer))
@@ -158,8 +230,3 @@ def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that may be shared out as an ordinary one; a collective where it is."""
     gather: Any = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
-
-
-def shared_out(tensors: Iterable[Tensor]) -> bool:
-    """Whether any of these is held in shares."""
-    return any(hasattr(tensor, "full_tensor") for tensor in tensors)

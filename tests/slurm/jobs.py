@@ -20,7 +20,9 @@ ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL"
 class Job:
     """A run of `config` in a job of its own, with its log and its output folder."""
 
-    def __init__(self, cluster: Cluster, config: dict[str, Any], *options: str, tasks: int = 1, nodes: int = 2) -> None:
+    def __init__(
+        self, cluster: Cluster, config: dict[str, Any], *options: str, tasks: int = 1, nodes: int = 2, pace: float = 0.1
+    ) -> None:
         self.cluster, self.output = cluster, Path(config["output"])
         self.log = self.output.with_suffix(".log")
         file = write_config(config, self.output.with_suffix(".yaml"))
@@ -28,7 +30,7 @@ class Job:
         cluster.variables |= {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT / "tests" / "slurm" / "pace"),
-            "PACE": "0.1",
+            "PACE": str(pace),
         }
         shape = [f"--nodes={nodes}", "--gpus-per-node=0", f"--ntasks-per-node={tasks}", f"--output={self.log}"]
         script = str(ROOT / "slurm" / "train.sbatch")

@@ -28,7 +28,7 @@ def test_what_needs_gpus(variable: str, kind: str, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("kind", "sizes", "told"),
     [
-        ("DEEPSPEED", 1, "asked for DEEPSPEED, which is not built in; use fsdp2.yaml"),
+        ("MEGATRON_LM", 1, "asked for MEGATRON_LM, which is not built in; use fsdp2.yaml"),
         ("MULTI_GPU", 2, "tensor, context or sequence parallelism, which is not built in"),
         ("FSDP", 1, "FSDP of version 1; set fsdp_version: 2"),
     ],

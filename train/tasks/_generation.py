@@ -224,7 +224,7 @@ def _is_shared_out(model: Any) -> bool:
 
     if isinstance(model, FSDPModule) and "generate" not in vars(model):  # an encoder is called past the model's forward
         register_fsdp_forward_method(model, "generate")  # type: ignore[arg-type]
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def texts(written: NDArray[np.int64], tokenizer: Any, stop: Sequence[str] = ()) -> list[str]:

@@ -1,0 +1,56 @@
+"""DeepSpeed: what is asked of it and cannot be is refused, by the key that says it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data.errors import UserError
+from train import zero
+
+
+def asked(**changes: Any) -> Any:
+    """An Accelerator that was asked for ZeRO."""
+    settings = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}}, "gradient_clipping": "auto"}
+    plugin = SimpleNamespace(deepspeed_config={**settings, **changes}, zero3_init_flag=changes.pop("init", False))
+    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin), num_processes=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"zero_optimization": {"stage": 1}}, "zero_stage: 1 is not built in; choose 2 or 3"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
+            "offload_param_device: cpu is not built in; set none",
+        ),
+        ({"zero_optimization": {"stage": 3}, "init": True}, "zero3_init_flag: .* set false"),
+        ({"optimizer": {"type": "Lion"}}, "says optimizer; leave it out: the optimizer is that of the config: optim"),
+        ({"gradient_clipping": 0.5}, "says gradient_clipping; leave it out: that is optim.max_grad_norm"),
+        ({"fp16": {"enabled": True}}, "says fp16; leave it out"),
+    ],
+)
+def test_what_cannot_be(changes: dict[str, Any], told: str) -> None:
+    zero.check(asked())
+    zero.check(asked(fp16={"enabled": False}))
+    with pytest.raises(UserError, match=told):
+        zero.check(asked(**changes))
+
+
+def test_layers_one_after_the_other() -> None:
+    with pytest.raises(UserError, match=r"optim\.unfreeze is not built in under DeepSpeed"):
+        zero.check(asked(), unfreezes=True)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp64"])
+def test_precisions_that_it_would_change(precision: str) -> None:
+    with pytest.raises(UserError, match=f"precision: {precision} is not built in under DeepSpeed; use bf16 or fp32"):
+        zero.settle(asked(), precision, 1.0)
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'lockstep\[deepspeed\]'"):
+        zero.check(asked())
