@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from train import together
 from train.adapter_files import frozen
 
 if TYPE_CHECKING:
@@ -73,8 +74,24 @@ def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
     Raises `ValueError` unless both hold the same names in the same sizes.
     """
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
+
+    class Planner(DefaultLoadPlanner):
+        """Gives a sign of life after each tensor."""
+
+        def commit_tensor(self, read_item: Any, tensor: Tensor) -> None:
+            together.goes_on()
+
+    class Reader(HuggingFaceStorageReader):
+        """Waits for all before the collective with which reading ends: some have much more to read."""
+
+        def read_data(self, plan: Any, planner: Any) -> Any:
+            try:
+                return super().read_data(plan, planner)
+            finally:
+                together.wait()
 
     stored = _sizes(folder)
     for name in sorted(stored.keys() ^ tensors.keys()):
@@ -82,9 +99,9 @@ def load(tensors: Mapping[str, Tensor], folder: Path) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != stored[name][0]:
             raise ValueError(f"{name} is of size {list(stored[name][0])} there and {list(tensor.shape)} here")
-    reader = HuggingFaceStorageReader(str(folder))
+    reader, alone = Reader(str(folder)), not torch.distributed.is_initialized()
     with _plain_errors():
-        load(dict(tensors), storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+        load(dict(tensors), storage_reader=reader, planner=Planner(), no_dist=alone)
 
 
 def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:

@@ -1,0 +1,112 @@
+"""What `slurm/train.sbatch` makes of the ways in which processes end; with stand-ins for Slurm and for the trainer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data.errors import Unavailable, UserError
+from train import __main__ as command_line
+from train import signals
+
+ROOT = Path(__file__).parents[2]
+SCONTROL = f"""
+case "$1 $2" in
+  "show job") echo "   Command={ROOT}/slurm/train.sbatch x.yaml" ;;
+  "show hostnames") echo node1 ;;
+  "show node") echo "NodeAddr=127.0.0.1" ;;
+  "requeue 7") echo requeued >> "$HERE/requeued" ;;
+esac
+"""
+SRUN = """
+while [[ "$1" == --* ]]; do shift; done
+SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 "$@"
+"""
+PYTHON = """
+case "$*" in
+  *--unfinished*) [ -e "$HERE/out/DONE" ] || echo "$HERE/out" ;;
+  *) eval "$TRAINER" ;;
+esac
+"""
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> dict[str, str]:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN), ("python", PYTHON), ("scancel", "")):
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    slurm = {"JOB_ID": "7", "JOB_NODELIST": "node1", "NTASKS": "2", "NTASKS_PER_NODE": "2", "SUBMIT_DIR": str(tmp_path)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    # environment.sh puts the repository's own Python first, if there is one
+    (tmp_path / "slurm").mkdir()
+    return {
+        **kept, **{f"SLURM_{name}": value for name, value in slurm.items()}, "HERE": str(tmp_path), "MAX_FAILURES": "3",
+        "PATH": f"{folder}:{os.environ['PATH']}",
+    }  # fmt: skip
+
+
+def submit(variables: dict[str, str], trainer: str) -> subprocess.CompletedProcess[str]:
+    script = (ROOT / "slurm" / "train.sbatch").read_text()
+    script = script.replace('source "$LOCKSTEP/slurm/environment.sh"', "IN_CONTAINER=() SRUN_OPTIONS=()")
+    return subprocess.run(
+        ["bash", "-c", script, "train.sbatch", "x.yaml"], env={**variables, "TRAINER": trainer}, text=True,
+        cwd=variables["HERE"], capture_output=True, timeout=60,
+    )  # fmt: skip
+
+
+def failures(variables: dict[str, str]) -> str:
+    file = Path(variables["HERE"], "out", ".failures")
+    return file.read_text().split()[0] if file.exists() else "0"
+
+
+def test_a_mistake_ends_the_job(stand_ins: dict[str, str], tmp_path: Path) -> None:
+    """Also where srun shows the code of a process that it has ended because of the one with the mistake."""
+    done = submit(stand_ins, 'mkdir -p "$HERE/out"; echo 2 > "$LOCKSTEP_ENDING"; exit 137')
+    assert done.returncode == 2 and "something has to be mended first" in done.stdout
+    assert not (tmp_path / "requeued").exists() and failures(stand_ins) == "0"
+    assert not list((tmp_path / "out").iterdir()), "nothing is left that another start would read"
+
+
+def test_one_that_has_to_begin_anew_is_no_failure(stand_ins: dict[str, str], tmp_path: Path) -> None:
+    for time in (1, 2, 3, 4):
+        done = submit(stand_ins, 'mkdir -p "$HERE/out"; echo 75 > "$LOCKSTEP_ENDING"; exit 75')
+        assert done.returncode == 0 and "no failure" in done.stdout
+        assert (tmp_path / "requeued").read_text().count("requeued") == time
+    assert failures(stand_ins) == "0"
+
+
+def test_a_crash_is_one(stand_ins: dict[str, str], tmp_path: Path) -> None:
+    for time in (1, 2):
+        assert submit(stand_ins, 'mkdir -p "$HERE/out"; exit 1').returncode == 0
+        assert failures(stand_ins) == str(time)
+    done = submit(stand_ins, "exit 1")
+    assert done.returncode == 1 and "failure 3 of 3" in done.stdout
+    assert (tmp_path / "requeued").read_text().count("requeued") == 2
+    assert submit(stand_ins, 'touch "$HERE/out/DONE"').returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "written"),
+    [(UserError("x"), 2, "2\n"), (signals.Again("x"), 75, "75\n"), (Unavailable("x"), 1, None)],
+)
+def test_what_a_process_says(
+    error: Exception, code: int, written: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise error
+
+    file = tmp_path / "out" / ".ending"
+    monkeypatch.setattr(command_line, "_run", fail)
+    assert command_line.main(["x.yaml"]) == code, "nobody asked for a file"
+    monkeypatch.setenv(signals.ENDING, str(file))
+    assert command_line.main(["x.yaml"]) == code
+    assert (file.read_text() if file.exists() else None) == written
+    signals.tell_ending(signals.AGAIN)
+    assert file.read_text() == (written or "75\n"), "what has to be mended stays"
+    signals.tell_ending(signals.MEND)
+    assert file.read_text() == "2\n"
