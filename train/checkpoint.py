@@ -147,6 +147,10 @@ class Checkpoints:
                 self.folder,
             )
 
+    def ahead(self) -> str:
+        """Say from where the run will go on."""
+        return "from the newest checkpoint, since its own could not be written" if self.failed else "from there"
+
     def load(self, update: int) -> None:
         """Bring model, optimizer and state back to the checkpoint after `update` updates."""
         try:

@@ -160,6 +160,25 @@ def test_the_run_ends_non_zero_if_the_last_save_failed(
     assert (output / "model" / "model.safetensors").exists()
 
 
+def test_a_stop_whose_save_failed_does_not_promise_more_than_is_there(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(checkpoint__every=2, data__validation=None)
+    real = manifest.publish
+
+    def full(writing: Path, final: Path) -> None:
+        if final.name.endswith("5"):
+            raise OSError(28, "No space left on device")
+        real(writing, final)
+
+    monkeypatch.setattr(manifest, "publish", full)
+    assert carry_out(config, stop_after=5) == 1
+    told = "stopped after update 5; the same command goes on from the newest checkpoint, since its own could not be"
+    assert told in capsys.readouterr().out and names(tmp_path / "out")[-1] == "update-00000004"
+    assert carry_out(config, stop_after=6) == 0
+    assert "stopped after update 6; the same command goes on from there" in capsys.readouterr().out
+
+
 def test_a_really_full_disk(make_config: MakeConfig, tmp_path: Path) -> None:
     """On a file system with room for one checkpoint and a half, the first one stays whole and the run ends non-zero."""
     small = tmp_path / "small"
