@@ -60,6 +60,7 @@ LAYERS: dict[str, float] = {
     "train.network": -0.5,
     "train.prepare_data": 6.5,
     "train.file_systems": 5.5,
+    "train.accelerate_file": 0,
     "train.submit": 8,
     "train.grid": 8,
     "train.scratch": 0,

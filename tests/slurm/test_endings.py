@@ -27,6 +27,7 @@ SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 "$@"
 """
 PYTHON = """
 case "$*" in
+  *accelerate_file*) [ "$3" = ddp ] || exit 2; echo ACCELERATE_SAID=yes; echo FSDP_VERSION=2 ;;
   *--unfinished*) [ -e "$HERE/out/DONE" ] || echo "$HERE/out" ;;
   *) eval "$TRAINER" ;;
 esac
@@ -42,8 +43,6 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
         (folder / name).chmod(0o755)
     slurm = {"JOB_ID": "7", "JOB_NODELIST": "node1", "NTASKS": "2", "NTASKS_PER_NODE": "2", "SUBMIT_DIR": str(tmp_path)}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    # environment.sh puts the repository's own Python first, if there is one
-    (tmp_path / "slurm").mkdir()
     return {
         **kept, **{f"SLURM_{name}": value for name, value in slurm.items()}, "HERE": str(tmp_path), "MAX_FAILURES": "3",
         "PATH": f"{folder}:{os.environ['PATH']}",
@@ -51,6 +50,7 @@ def stand_ins(tmp_path: Path) -> dict[str, str]:
 
 
 def submit(variables: dict[str, str], trainer: str) -> subprocess.CompletedProcess[str]:
+    """Run the script, but for environment.sh, which would put the repository's own Python first."""
     script = (ROOT / "slurm" / "train.sbatch").read_text()
     script = script.replace('source "$LOCKSTEP/slurm/environment.sh"', "IN_CONTAINER=() SRUN_OPTIONS=()")
     return subprocess.run(
@@ -78,6 +78,15 @@ def test_one_that_has_to_begin_anew_is_no_failure(stand_ins: dict[str, str], tmp
         assert done.returncode == 0 and "no failure" in done.stdout
         assert (tmp_path / "requeued").read_text().count("requeued") == time
     assert failures(stand_ins) == "0"
+
+
+def test_an_accelerate_config_reaches_the_processes(stand_ins: dict[str, str], tmp_path: Path) -> None:
+    trainer = 'mkdir -p "$HERE/out"; echo "$ACCELERATE_SAID $FSDP_VERSION" > "$HERE/out/DONE"'
+    done = submit({**stand_ins, "ACCELERATE_CONFIG": "nothing"}, trainer)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    done = submit({**stand_ins, "ACCELERATE_CONFIG": "ddp"}, trainer)
+    assert done.returncode == 0 and "spread as ddp says" in done.stdout
+    assert (tmp_path / "out" / "DONE").read_text() == "yes 2\n"
 
 
 def test_a_crash_is_one(stand_ins: dict[str, str], tmp_path: Path) -> None:

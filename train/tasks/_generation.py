@@ -109,8 +109,8 @@ class Generation(Section):
         shared_out, lengths = _is_shared_out(owner), mask.sum(1)  # the former may change what `generate` is
         if shared_out and not owner.config.is_encoder_decoder and _proved.get(_base(owner)) is False:
             raise UserError(  # however long these texts are: it must be the same on all processes
-                f"task.generation: {type(_base(owner)).__name__} takes no notice of an attention mask, so that texts of "
-                "different lengths cannot be written together, as they must be where weights are shared out. Use "
+                f"task.generation: {type(_base(owner)).__name__} takes no notice of an attention mask, so that texts "
+                "of different lengths cannot be written together, as they must be where weights are shared out. Use "
                 "ddp.yaml, or leave task.generation out"
             )
         ragged = not shared_out and bool((lengths != lengths[0]).any())
