@@ -1,5 +1,7 @@
-"""`python -m train.submit` as the README has it, on a real cluster whose nodes have GPUs, of which Slurm alone knows: the
-trainer is told to use the CPU."""
+"""`python -m train.submit` as the README has it, on a real cluster whose nodes have GPUs, of which Slurm alone knows.
+
+The trainer is told to use the CPU.
+"""
 
 from __future__ import annotations
 
