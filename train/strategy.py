@@ -134,13 +134,14 @@ def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) ->
         param_dtype=computed, reduce_dtype=torch.float32 if computed else None
     )
     if plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in _layers(model)})
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers(model)})
 
 
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
+def layers(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers that the parts of a model name as such, but for those with the input embedding in them.
 
-    Accelerate shares the embedding out by itself, and would do so a second time.
+    They are what is shared out one by one, and what is compiled. Accelerate shares the embedding out by itself, and
+    would do so a second time.
     """
     names: set[str] = set()
     embeddings: set[nn.Module] = set()
