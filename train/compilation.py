@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
-from train.strategy import layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +32,8 @@ def compile_layers(model: nn.Module) -> None:
     from torch._dynamo import config
     from torch._inductor import config as inductor
     from torch.fx.experimental import _config as shapes
+
+    from train.strategy import layers
 
     found = list(layers(model))
     if not found:
