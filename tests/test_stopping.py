@@ -46,7 +46,7 @@ def build(
 
 @pytest.fixture(autouse=True)
 def same_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put back the signal handlers that a run installs, and let it not have been asked. Compile without C++: quickly."""
+    """Put back the signal handlers that a run installs, and let it not have been asked; compile without C++."""
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
