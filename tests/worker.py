@@ -2,7 +2,8 @@
 
 `distributed.launch` starts it, so that many runs cost one start: [{"config": {...}, "stop_after": 7, "record": file},
 ...]; with "files" instead of "config", the stages of a command; with "refused", a part of the message with which it
-must end; with "wire", a file for what DDP sends (see `wires`); with "strategy", its variables (see `strategies`).
+must end; with "wire", a file for what DDP sends (see `wires`); with "strategy", its variables (see `strategies`);
+with "backend", what torch.compile hands its graphs to.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 from data.errors import UserError
 from tests import lacking, phases, wires
 from tests.strategies import strategy
-from train import run, signals, stages, update
+from train import compilation, run, signals, stages, update
 from train.config import validate
 
 
@@ -118,6 +119,7 @@ def work(listed: str) -> None:
     from accelerate.state import AcceleratorState, GradientState
 
     for job in json.loads(Path(listed).read_text()):
+        compilation.BACKEND = job.get("backend", "inductor")
         try:
             if "files" in job:
                 code = carry_out_stages(job["files"], (), job.get("stop_after"))
