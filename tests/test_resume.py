@@ -59,14 +59,14 @@ def stopped_on_one_process(make_config: MakeConfig, tmp_path: Path, stops: Itera
         assert figures(output, "train/loss") == losses, stop
 
 
-def stopped_on_two_processes(make_config: MakeConfig, tmp_path: Path, stops: Sequence[int]) -> None:
-    """Hold runs that stopped after these updates, and went on, against one that did not, on two processes."""
+def stopped_on(world: int, make_config: MakeConfig, tmp_path: Path, stops: Sequence[int]) -> None:
+    """Hold runs that stopped after these updates, and went on, against one that did not, on several processes."""
     whole = with_dropout(make_config, tmp_path / "whole")
     jobs: list[dict[str, Any]] = [{"config": whole}]
     for stop in stops:
         config = with_dropout(make_config, tmp_path / f"stopped-{stop}")
         jobs += [{"config": config, "stop_after": stop}, {"config": config}]
-    launch(jobs, 2, tmp_path)
+    launch(jobs, world, tmp_path)
     expected = weights(tmp_path / "whole")
     assert [weights(tmp_path / f"stopped-{stop}") for stop in stops] == [expected] * len(stops)
 
@@ -77,7 +77,12 @@ def test_a_stop_does_not_matter(make_config: MakeConfig, tmp_path: Path) -> None
 
 
 def test_a_stop_does_not_matter_on_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
-    stopped_on_two_processes(make_config, tmp_path, (1, 13, 20, 29))
+    stopped_on(2, make_config, tmp_path, (1, 13, 20, 29))
+
+
+def test_a_stop_does_not_matter_on_four_processes(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Of more than two, the order in which they are summed matters too."""
+    stopped_on(4, make_config, tmp_path, (13,))
 
 
 @pytest.mark.slow
@@ -89,7 +94,7 @@ def test_stopped_after_every_update(make_config: MakeConfig, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_stopped_after_every_update_on_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     """Last run: 2026-11-26, all 29 bit-equal."""
-    stopped_on_two_processes(make_config, tmp_path, range(1, UPDATES))
+    stopped_on(2, make_config, tmp_path, range(1, UPDATES))
 
 
 def test_two_then_one_then_three_processes(make_config: MakeConfig, tmp_path: Path) -> None:

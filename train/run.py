@@ -188,7 +188,6 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
         total = accelerator.reduce(torch.tensor(missing, device=accelerator.device), "sum")
         # DDP would wait for gradients that never come; all processes must look for them, or none
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
-        accelerator.ddp_handler.static_graph = not total.item()  # see `strategy.Prepared.settle`
     if config.compile:
         compilation.compile_layers(ingredients.model)
     spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision, settings.max_grad_norm)

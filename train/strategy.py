@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -101,14 +102,13 @@ class Prepared:
         return any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters())
 
     def settle(self, nothing: Callable[[], Tensor]) -> None:
-        """See `Strategy`. DDP learns its graph and arranges its buckets in its first backward pass.
+        """See `Strategy`. DDP arranges its buckets after its first backward pass.
 
         The arrangement decides in which order more than two processes are summed: a resumed run would differ in the
-        last bits from one that went on. And a static graph is legal for this reason alone: of an update in several
-        micro-batches all but the last are in `no_sync`, and DDP fails if it meets that first (torch 2.13: "INTERNAL
-        ASSERT FAILED"); afterwards their number may change from update to update.
+        last bits from one that went on. So it would with a static graph, whatever is settled before (torch 2.13, four
+        processes): DDP is not told that it has one.
         """
-        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+        if self.accelerator.num_processes > 2 and isinstance(self.model, nn.parallel.DistributedDataParallel):
             self.accelerator.backward(nothing())
             self.model.zero_grad()
 
@@ -193,7 +193,9 @@ def prepare(
         return zero.Zero(accelerator, *accelerator.prepare(model, optimizer))
     if accelerator.is_fsdp2:
         _settle_fsdp2(accelerator, model, precision)
-    return Prepared(accelerator, *accelerator.prepare(model, optimizer))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)  # Accelerate knows no other name yet
+        return Prepared(accelerator, *accelerator.prepare(model, optimizer))
 
 
 def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) -> None:
