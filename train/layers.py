@@ -28,7 +28,7 @@ def depths(model: nn.Module, forward: Callable[[], object], new: Collection[str]
     not tell it: XLM-R registers its head first, OPT its last norm, BART the norm of its embeddings after its blocks.
     Raises `UserError` where the model has no blocks.
     """
-    stacks = dict(_stacks(model))
+    stacks = dict(stacks(model))
     if not stacks:
         raise UserError(
             f"optim.layer_decay, optim.unfreeze: {type(model).__name__} has no layers that can be told apart (no "
@@ -53,7 +53,7 @@ def depths(model: nn.Module, forward: Callable[[], object], new: Collection[str]
     return {name: place[parameter] for name, parameter in named.items()}
 
 
-def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+def stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     """Yield path and blocks of every stack: lists that lie in no other list, the lowest block first.
 
     A list of single layers (projections, norms) is a part of the stack if it is as long as the stack, as in XLM.
