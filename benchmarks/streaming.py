@@ -36,7 +36,7 @@ def _measure(folder: str, options: Any) -> None:
 
     from train import ingredients
     from train.config import validate
-    from train.run import _batches
+    from train.run import plan_batches
 
     rows = pq.read_metadata(options.file).num_rows * options.copies
     updates = options.updates or rows // 256
@@ -51,7 +51,7 @@ def _measure(folder: str, options: Any) -> None:
     }
     began = time.perf_counter()
     settings = validate(config, "benchmark")
-    batches, _ = _batches(settings, ingredients.read(settings))
+    batches, _ = plan_batches(settings, ingredients.read(settings))
     ready = time.perf_counter()
     print(f"{rows:,} rows; ready after {ready - began:.1f} s, {_memory():.0f} MB", flush=True)
     taken = 0

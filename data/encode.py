@@ -165,6 +165,12 @@ class Work:
         parts = (code, kind.__qualname__, self.encoder.identity, _identity(self.tokenizer), self.max_length)
         return repr((VERSION, self.skip_bad, *parts))
 
+    @property
+    def settings(self) -> str:
+        """What is in `key` but the code: a run may go on after that has changed."""
+        kind = type(self.encoder).__qualname__
+        return repr((self.skip_bad, kind, self.encoder.identity, _identity(self.tokenizer), self.max_length))
+
 
 def _encode_file(rows: Rows, work: Work, cache: Path, start: int) -> tuple[Path, Notes]:
     key = repr((rows.dataset._fingerprint, start, work.key))

@@ -13,6 +13,13 @@ class UserError(ValueError):
     """
 
 
+class Unavailable(UserError):
+    """Something outside of the run, such as the network, that may be there again without anybody mending it.
+
+    The command line leaves with exit code 1: a job script may try again.
+    """
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the allowed word most like `word`, or "" when none is close."""
     matches = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data import package, samples
-from data.errors import UserError
-from data.shards import COMPRESSED, URL, FileShard, HubShard, Shard, suffix_of
+from data.errors import Unavailable, UserError
+from data.shards import COMPRESSED, URL, FileShard, HubShard, Shard, suffix_of, tag_of
 from data.source import BINARY, Source
 from data.text_files import READERS
 
@@ -94,14 +94,13 @@ def _remote(address: str, role: str, token: str | None, where: str) -> Iterator[
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # network, permission and name errors of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{where} cannot be reached: {reason}. Check address, permission and network") from error
+        raise Unavailable(f"{where} cannot be reached: {reason}. Check address, permission and network") from error
     found = {name: info for name, info in sorted(listed.items()) if info.get("type", "file") == "file"}
     if not found:
         raise UserError(f"{where}: no file matches")
     _check_known([name.rpartition("/")[2] for name in found], where)
     for name, info in found.items():
-        tag = info.get("ETag") or info.get("etag") or info.get("blob_id") or ""
-        yield FileShard(system.unstrip_protocol(name), role, info.get("size"), str(tag), options)
+        yield FileShard(system.unstrip_protocol(name), role, info.get("size"), tag_of(info), options)
 
 
 def _hub(source: Source, role: str, token: str | None) -> Iterator[HubShard]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import IO, Any
 
+from data import pulse
 from data.errors import UserError, nearest
 from data.source import ARROW_FILE, named
 
@@ -18,11 +19,21 @@ READ = 1_000  # rows taken out of a binary file at once
 def text_rows(reader: Callable[[Any], Placed], file: Any, start: int) -> Placed:
     """Yield the rows of a text file from number `start` on. `reader` is that of its ending in `text_files`."""
     try:
-        yield from islice(reader(file), start, None)
+        rows = reader(file)
+        read_over(rows, start)
+        yield from rows
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file} is not UTF-8 text (byte {error.object[error.start]:#04x}): save it as UTF-8"
         ) from error
+
+
+def read_over(rows: Iterator[Any], count: int) -> None:
+    """Let `count` rows pass, with a sign of life now and then: that may be most of a large shard."""
+    for first in range(0, count, READ):
+        pulse.beat()
+        for _ in islice(rows, min(READ, count - first)):
+            pass
 
 
 def features(stream: IO[bytes], *, parquet: bool) -> Any:
@@ -66,16 +77,22 @@ def _arrow(stream: IO[bytes]) -> tuple[Any, Iterator[Any]]:
 
 
 def hub_rows(dataset: Any, start: int, columns: Sequence[str] | None, where: str) -> Placed:
-    """Yield the rows of a streamed data set of `datasets`, whose first one is number `start`."""
+    """Yield the rows of a streamed data set of `datasets` from number `start` on; those before are read over."""
     features = dataset.features
     if columns is not None and features is not None:
         _check(list(features), columns, where)
         dataset = dataset.select_columns([*columns])
+    first = 0
     for chunk in dataset.iter(READ):
-        chunk = named(chunk, features or {}) if features else chunk
-        for values in zip(*chunk.values(), strict=True):
-            yield _place(start), dict(zip(chunk, values, strict=True))
-            start += 1
+        size = len(next(iter(chunk.values()), ()))
+        if first + size > start:
+            chunk = named(chunk, features) if features else chunk
+            for row, values in enumerate(zip(*chunk.values(), strict=True), first):
+                if row >= start:
+                    yield _place(row), dict(zip(chunk, values, strict=True))
+        else:
+            pulse.beat()
+        first += size
 
 
 def _from(batches: Any, first: int, start: int, schema: Any) -> Placed:
@@ -84,6 +101,7 @@ def _from(batches: Any, first: int, start: int, schema: Any) -> Placed:
     features = Features.from_arrow_schema(schema)
     for batch in batches:
         if first + batch.num_rows <= start:
+            pulse.beat()
             first += batch.num_rows
             continue
         for place in range(0, batch.num_rows, READ):

@@ -7,13 +7,13 @@ import io
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from data import shard_files
-from data.errors import UserError
+from data.errors import Unavailable, UserError
 from data.text_files import READERS
 
 log = logging.getLogger("data")
@@ -102,27 +102,7 @@ class FileShard:
     def rows(self, start: int, columns: Sequence[str] | None) -> Iterator[Placed]:
         """Yield the rows from number `start` on. A parquet file begins at the row group, others are read over."""
         remote = bool(URL.match(self.address))
-        tries = 0
-        while True:
-            try:
-                for placed in self._rows(start, columns):
-                    yield placed
-                    start, tries = start + 1, 0
-                return
-            except FileNotFoundError as error:
-                raise UserError(f"data.{self.role}: there is no shard {self.address!r} (any more)") from error
-            except UserError:
-                raise
-            except Exception as error:  # several libraries, several kinds
-                reason = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0]
-                if not remote or tries == len(WAITS) or not _is_network(error):
-                    raise UserError(
-                        f"data.{self.role}: {self.address}: cannot be read on from row {start} (from 0): {reason}. "
-                        "Was it cut short, or is it being written? Bring it back; the same command goes on"
-                    ) from error
-                log.warning("%s, row %d: %s; trying again in %d s", self.address, start, reason, WAITS[tries])
-                time.sleep(WAITS[tries])
-                tries += 1
+        yield from _patiently(lambda row: self._rows(row, columns), start, self.role, self.address, remote=remote)
 
     def _rows(self, start: int, columns: Sequence[str] | None) -> Iterator[Placed]:
         if self.loose:
@@ -133,10 +113,18 @@ class FileShard:
             yield from reader(stream, start, columns, f"data.{self.role}: {self.address}")
 
     def binary(self) -> IO[bytes]:
-        """Open it, unpacked; raises `UserError` if it is not as long as it was when the run began."""
+        """Open it, unpacked; raises `UserError` if its length or tag is not what it was when the run began."""
         import fsspec
 
-        plain: Any = fsspec.open(self.address, "rb", **self.options).open()
+        there: Any = fsspec.open(self.address, "rb", **self.options)
+        if self.tag:
+            there.fs.invalidate_cache(there.path)  # of what a folder was listed to hold
+            if tag_of(there.fs.info(there.path)) != self.tag:
+                raise UserError(
+                    f"data.{self.role}: {self.address} was replaced: its store names another version (ETag) than when "
+                    "the run began. Bring it back, or begin again in another output folder"
+                )
+        plain: Any = there.open()
         size = getattr(plain, "size", None)
         if None not in (size, self.size) and size != self.size:
             plain.close()
@@ -186,15 +174,50 @@ class HubShard:
         return self.dataset.features
 
     def rows(self, start: int, columns: Sequence[str] | None) -> Iterator[Placed]:
-        """Yield the rows from number `start` on; those before are read over. `datasets` is patient with the network."""
-        part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number).skip(start)
+        """Yield the rows from number `start` on; those before are read over."""
+        where = f"data.{self.role}: {self.path}"
+        part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number)
+        remote = not Path(self.path).expanduser().is_dir()
+        yield from _patiently(
+            lambda row: shard_files.hub_rows(part, row, columns, where), start, self.role, self.name, remote=remote
+        )
+
+
+def _patiently(
+    read: Callable[[int], Iterator[Placed]], start: int, role: str, address: str, *, remote: bool
+) -> Iterator[Placed]:
+    """Yield what `read` gives from row `start` on; where the network breaks off, from that row on after a while.
+
+    Raises `UserError` for what cannot be read; `Unavailable` where that was the network, after all tries.
+    """
+    tries = 0
+    while True:
         try:
-            yield from shard_files.hub_rows(part, start, columns, f"data.{self.role}: {self.path}")
+            for placed in read(start):
+                yield placed
+                start, tries = start + 1, 0
+            return
+        except FileNotFoundError as error:
+            raise UserError(f"data.{role}: there is no shard {address!r} (any more)") from error
         except UserError:
             raise
         except Exception as error:  # several libraries, several kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"data.{self.role}: {self.name}: cannot be read: {reason}") from error
+            reason = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0]
+            again = remote and _is_network(error)
+            if not again or tries == len(WAITS):
+                kind = Unavailable if again else UserError
+                raise kind(
+                    f"data.{role}: {address}: cannot be read on from row {start} (from 0): {reason}. "
+                    "Was it cut short, or is it being written? Bring it back; the same command goes on"
+                ) from error
+            log.warning("%s, row %d: %s; trying again in %d s", address, start, reason, WAITS[tries])
+            time.sleep(WAITS[tries])
+            tries += 1
+
+
+def tag_of(info: Mapping[str, Any]) -> str:
+    """Return what a store says of a file's version, or ""."""
+    return str(info.get("ETag") or info.get("etag") or info.get("blob_id") or "")
 
 
 def suffix_of(name: str) -> str:

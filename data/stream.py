@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data import text_files
+from data import pulse, text_files
 from data.encode import CHUNK, Work, encode_chunk
 from data.errors import UserError
 from data.order import derive, permute
@@ -165,6 +165,11 @@ class Reader:
         self._at: Place | None = None
         self._block: Block | None = None
         self._next: Future[Block] = pool.submit(self._read, self._begins)
+
+    def ready(self) -> None:
+        """Wait until the block that it begins with is read, or what is wrong with it is known."""
+        wait([self._next])
+        pulse.beat()
 
     def state(self) -> list[int]:
         """Return where it stands."""

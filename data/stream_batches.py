@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.batches import Batch, Batches, Places, Position
-from data.errors import UserError
+from data.errors import Unavailable, UserError
 from data.order import example_keys
 from data.stream import Reader, Stream
 from data.tables import arrays
@@ -36,6 +36,10 @@ READER_BITS = 24  # of an example's id, above the 40 of its number: passes x rea
 def alone(said: bytes) -> list[bytes]:
     """Gather what the only process says."""
     return [said]
+
+
+def nobody() -> None:
+    """Meet where there is nobody else."""
 
 
 @dataclass
@@ -73,6 +77,8 @@ class StreamBatches:
     seed: int
     like: Batches
     gather: Gather = alone
+    meet: Callable[[], None] = nobody
+    """Waits until all processes have read what they begin with: far into a shard that may take long."""
     updates_per_epoch: int = 0
 
     @property
@@ -114,6 +120,9 @@ class StreamBatches:
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="stream")
         try:
             mine = self._readers(sources, pool)
+            for reader in mine.values():
+                reader.ready()
+            self.meet()
             for update in range(done + 1, updates + 1):
                 yield update, self._batch(update, sources, mine)
         finally:
@@ -138,7 +147,7 @@ class StreamBatches:
             quotas = [one.quotas(most) if most else {} for one, most in zip(sources, missing, strict=True)]
             said = [_unpack(each) for each in self.gather(self._give(quotas, mine))]
             if problem := next((head["problem"] for head, _ in said if head["problem"]), None):
-                raise UserError(problem)
+                raise (Unavailable if problem[0] else UserError)(problem[1])
             gave: dict[tuple[int, int], list[int]] = {}
             for head, table in said:
                 gave.update({(source, reader): told for source, reader, *told in head["gave"]})
@@ -177,7 +186,7 @@ class StreamBatches:
                 gave.append([source, number, reader.count - first, *reader.state()])
                 tables += self._marked(found, source, number, reader.state()[0], first)
         except UserError as error:
-            problem = str(error)
+            problem = isinstance(error, Unavailable), str(error)
         return _pack({"gave": gave, "skipped": skipped, "problem": problem}, tables)
 
     def _marked(

@@ -5,26 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-FOLDER = Path(__file__).parent.parent / "accelerate_configs"
-OURS = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
+from train.accelerate_file import find, variables
 
 
 def environment(name: str, *arguments: str) -> dict[str, str]:
     """Return the variables by which `accelerate launch --config_file NAME.yaml ARGUMENTS` tells a program its strategy.
 
-    Precision is left to the run's config, and nothing is said of processes, which torchrun starts.
+    Precision is left to the run's config.
     """
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-
-    file = str(FOLDER / f"{name}.yaml")
-    asked = launch_command_parser().parse_args(["--config_file", file, *arguments, "--main_process_port", "0", "x.py"])
-    chosen, _, _ = _validate_launch_command(asked)
-    chosen.deepspeed_fields_from_accelerate_config = ""
-    found = prepare_deepspeed_cmd_env(chosen)[1] if chosen.use_deepspeed else prepare_multi_gpu_env(chosen)
-    return {key: value for key, value in found.items() if key.startswith(OURS) and "MIXED_PRECISION" not in key}
+    found = variables(find(name), *arguments)
+    return {key: value for key, value in found.items() if "MIXED_PRECISION" not in key}
 
 
 @contextmanager

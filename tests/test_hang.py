@@ -54,3 +54,78 @@ def test_a_process_that_stands_still(make_config: Callable[..., dict[str, Any]],
             process.kill()
             process.wait()
     assert "process 1 of 2 begins: " in logs[1].read_text()
+
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from train import manifest, shards, together, watch
+from train.checkpoint import Checkpoints
+
+accelerator, folder = Accelerator(cpu=True), Path(sys.argv[1])
+first = accelerator.is_main_process
+tensors = {f"weight{number}": torch.ones(3) for number in range(25)}
+if first:
+    for number in range(25):
+        (folder / "checkpoints" / "writing").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints" / "writing" / str(number)).write_text("x")
+    manifest.publish(folder / "checkpoints" / "writing", folder / "checkpoints" / "update-00000007")
+shards.save(tensors, folder / "model")
+watch.begin(SECONDS)
+watch.beat()
+real = together.goes_on
+if first:  # as if its disk were slow
+    together.goes_on = lambda: (time.sleep(0.25), real())
+began = time.monotonic()
+settings = dict(keep=2, best=None, higher_is_better=True, patience=None)
+checkpoints = Checkpoints(folder / "checkpoints", accelerator, None, **settings)
+assert checkpoints.newest() == 7
+assert time.monotonic() - began > SECONDS + 1
+together.goes_on, began = (real if first else lambda: (time.sleep(0.25), real())), time.monotonic()
+found = {name: torch.zeros(3) for name in tensors}
+shards.load(found, folder / "model")
+assert time.monotonic() - began > SECONDS + 1 and all(each.sum() == 3 for each in found.values())
+print("resumed", flush=True)
+watch.rest()
+with together.alive():
+    time.sleep(0 if first else SECONDS + 2)  # as if it were downloading a model
+together.meet(False)
+print("met", flush=True)
+watch.rest()
+if not first:
+    time.sleep(3 * SECONDS)  # as if its machine had died: its kernel answers nobody
+    raise SystemExit
+together.meet(False)
+"""
+
+
+def test_who_waits_knows_slow_from_dead(tmp_path: Path) -> None:
+    """One that reads for longer than the timeout when a run goes on is waited for, as a download is; not a dead one."""
+    seconds = 4
+    (tmp_path / "program.py").write_text(PROGRAM.replace("SECONDS", str(seconds)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+                   "ACCELERATE_USE_CPU": "true"}  # fmt: skip
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "program.py", str(tmp_path)], cwd=tmp_path, text=True,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        told = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert all("resumed\nmet\n" in each for each in told), told
+    assert processes[0].returncode == 1
+    assert f"TimeoutError: another process has given no sign of life for {seconds} seconds: it has died" in told[0]

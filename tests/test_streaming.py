@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from data.errors import UserError
 from tests.conftest import figures, rows
 from tests.distributed import launch
 from tests.worker import carry_out
+from train import ingredients
 from train.config import validate
 
 
@@ -65,6 +67,34 @@ def test_one_result_on_any_number_of_processes_and_after_a_stop(
     Path(tmp_path / "part-1.jsonl").write_text("")
     with pytest.raises(UserError, match="not those that this run began with"):
         carry_out({**alone, "updates": 14}, resume_anyway=False)
+
+
+def test_a_stream_is_known_by_all_that_makes_its_examples(
+    streamed: Callable[..., dict[str, Any]], tmp_path: Path, tiny_model: str
+) -> None:
+    """Where a stream stands means nothing under another tokenizer, length or treatment of bad rows."""
+
+    def of(config: dict[str, Any]) -> str:
+        return ingredients.read(validate(config, "test")).splits["train"].fingerprint
+
+    def fingerprint(**changes: Any) -> str:
+        return of(streamed("known", **changes))
+
+    shutil.copytree(tiny_model, tmp_path / "other")
+    whole = fingerprint()
+    assert fingerprint() == whole, "a run can go on"
+    lengths = fingerprint(data__max_length=63), fingerprint(data__max_length=62)  # no row is as long
+    file = tmp_path / "other" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_input_names": ["input_ids"]}))
+    tokenizer = fingerprint(model__path=str(tmp_path / "other"))
+    part = tmp_path / "part-3.jsonl"
+    settings = streamed("raised")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows("single_label", 30, 3)))
+    settings["data"]["on_bad_row"] = "error"
+    raised = of(settings)
+    settings["data"]["on_bad_row"] = "skip"
+    assert of(settings) != raised
+    assert len({whole, *lengths, tokenizer}) == 4
 
 
 def test_what_a_stream_cannot_know_is_refused(streamed: Callable[..., dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from data.errors import UserError, nearest
+from data.errors import Unavailable, UserError, nearest
 from train import signals
 
 if TYPE_CHECKING:
@@ -39,7 +39,11 @@ stages:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; return its exit code: 0 done or stopped on request, 1 to be run again, 2 something to mend."""
+    """Run the program; return its exit code.
+
+    0: done or stopped on request. 1: failed; another start may do better. 2: something to mend first. 75: it has to be
+    started again, and will go on (see `signals.Again`).
+    """
     parser = _parser()
     options, unknown = parser.parse_known_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -52,13 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options, speaks=speaks)
     except signals.Again as error:  # told by whichever process it happened to
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        signals.tell_ending(signals.AGAIN)
+        return signals.AGAIN
     except UserError as error:
+        code = 1 if isinstance(error, Unavailable) else signals.MEND
+        if code == signals.MEND:
+            signals.tell_ending(code)
         if options.traceback:
             traceback.print_exc()
         elif speaks or _still_alone():
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return code
 
 
 def _still_alone() -> bool:

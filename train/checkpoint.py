@@ -16,7 +16,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from data.errors import UserError
-from train import manifest, watch, weights
+from train import manifest, together, watch, weights
 from train.learned import Learned
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class Checkpoints:
                 step()
             except Exception as error:  # disk full, no permission: torch, safetensors, the system: many kinds
                 problem = f"{type(error).__name__}: {error}"
+            together.wait()
             if self._anywhere(problem != ""):
                 return self._report_failure(update, writing, problem)
         self.failed = False
@@ -146,14 +147,24 @@ class Checkpoints:
                 self.folder,
             )
 
+    def ahead(self) -> str:
+        """Say from where the run will go on."""
+        return "from the newest checkpoint, since its own could not be written" if self.failed else "from there"
+
     def load(self, update: int) -> None:
         """Bring model, optimizer and state back to the checkpoint after `update` updates."""
-        self.state = State(**json.loads((self.path(update) / STATE).read_text(encoding="utf-8")))
+        try:
+            self.state = State(**json.loads((self.path(update) / STATE).read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError) as error:  # whole, but not what this version writes
+            raise self._of_another_version(update, f"{STATE}: {error}") from error
         self._settled_best = self.state.best_update, self.state.best_value
         self.load_weights(update)
 
     def load_weights(self, update: int) -> None:
         """Bring model and optimizer back, but leave the state as it is."""
+        for part in ("model", "optimizer"):
+            if not (self.path(update) / part).is_dir():
+                raise self._of_another_version(update, f"there is no folder {part}")
         try:
             self.learned.load(self.path(update))
         except ValueError as error:
@@ -163,6 +174,13 @@ class Checkpoints:
                 f"({reason}). Give them back, or choose another output folder"
             ) from error
 
+    def _of_another_version(self, update: int, reason: str) -> UserError:
+        return UserError(
+            f"{self.path(update)}: this checkpoint is whole, but another version of this program wrote it ({reason}). "
+            "Go on with the version that did (launches.jsonl says when that was), or train anew in another output "
+            "folder; from a model that it exported a new run can start with model.path"
+        )
+
     def has_best(self) -> bool:
         """Whether the best checkpoint is there and whole; the same on all processes. Says so if it is not."""
         found = [True]
@@ -171,6 +189,7 @@ class Checkpoints:
             if problem is not None:
                 log.warning("the best checkpoint, of update %d, is lost: %s", self.state.best_update, problem)
             found = [problem is None]
+        together.wait()
         broadcast_object_list(found)
         return found[0]
 
@@ -180,6 +199,7 @@ class Checkpoints:
         Damaged ones are reported and set aside as `damaged-update-...`. The main process reads every byte of each.
         """
         found: list[int | None] = [self._newest() if self.accelerator.is_main_process else None]
+        together.wait()
         broadcast_object_list(found)
         return found[0]
 
@@ -195,6 +215,7 @@ class Checkpoints:
     def check_start(self, path: str | None, revision: str | None, *, anyway: bool) -> None:
         """Refuse to go on with another starting model than the run began with. The main process reads its weights."""
         found = [weights.fingerprint(path, revision) if self.accelerator.is_main_process else None]
+        together.wait()
         broadcast_object_list(found)
         then, now, output = self.state.started_from, found[0], self.folder.parent
         weights.check_same(path, then, now, output, anyway=anyway, speaks=self.accelerator.is_main_process)

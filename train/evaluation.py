@@ -16,7 +16,8 @@ from data.encode import Encoded
 from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from train import metrics, signals, together, watch
-from train.memory import Fitting, is_shared_out
+from train.memory import Fitting
+from train.strategy import copies
 from train.tasks.base import Arrays, Predictor, Task
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Evaluator:
 
     @cached_property
     def _fitting(self) -> Fitting:
-        return Fitting("evaluate.batch_tokens", whole=not is_shared_out(self.accelerator, self.model))
+        return Fitting("evaluate.batch_tokens", whole=self.accelerator.num_processes == 1 or copies(self.accelerator))
 
     @cached_property
     def _lengths(self) -> NDArray[Any]:

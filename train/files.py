@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from train import together
+
+READ = 2**20
 
 
 def write(file: Path, text: str) -> None:
@@ -16,6 +21,16 @@ def write(file: Path, text: str) -> None:
     writing = file.with_name(f".{file.name}.writing")
     writing.write_text(text, encoding="utf-8")
     os.replace(writing, file)
+
+
+def sha256(file: Path) -> str:
+    """Return the sha256 of a file, with a sign of life now and then: there may be hundreds of gigabytes to read."""
+    found, buffer = hashlib.sha256(), memoryview(bytearray(READ))
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            found.update(buffer[:size])
+            together.goes_on()
+    return found.hexdigest()
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The command line: `python -m train.grid CONFIG optim.lr=1e-5,3e-5 seed=1,2`: the runs of a sweep, one a line.
 
 Without --index a table; with it the arguments of that run, each ended by a zero byte, as `slurm/sweep.sbatch` reads
-them.
+them. With --name those of a run whose values somebody else has chosen (W&B's agent), in a folder of that name.
 """
 
 from __future__ import annotations
@@ -49,6 +49,16 @@ def runs(file: str, assignments: Sequence[str]) -> list[list[str]]:
     return found
 
 
+def chosen_elsewhere(file: str, assignments: Sequence[str], name: str) -> list[str]:
+    """Return the arguments of a run of a sweep at W&B, with the folder OUTPUT-sweep/NAME. Raises `UserError`."""
+    settings = config.read(file, assignments)
+    if "wandb" not in settings.tracking.trackers:
+        raise UserError("tracking.trackers: a sweep at W&B learns from the figures there; add wandb")
+    base = Path(settings.output)
+    kept = [text for text in assignments if not text.startswith("output=")]
+    return [file, *kept, f"output={base.with_name(f'{base.name}-sweep') / name}"]
+
+
 def values(text: str) -> list[str]:
     """Part a text at its commas, but not inside brackets or quotes."""
     parts, depth, quote = [""], 0, ""
@@ -65,11 +75,17 @@ def values(text: str) -> list[str]:
     return parts
 
 
+def write(arguments: Sequence[str]) -> None:
+    """Print arguments as `mapfile -d ''` reads them."""
+    print("".join(f"{argument}\0" for argument in arguments), end="")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code: 0, or 2 for something to mend."""
     parser = argparse.ArgumentParser(prog="python -m train.grid", description=__doc__, allow_abbrev=False)
     parser.add_argument("arguments", nargs="*", metavar="CONFIG, key=a,b")
     parser.add_argument("--index", type=int, help="which run, from 0: its arguments alone")
+    parser.add_argument("--name", help="of a run of a sweep at W&B: its arguments alone")
     options = parser.parse_intermixed_args(arguments)
     try:
         files, assignments = split(options.arguments)
@@ -77,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("hub_token: Slurm shows a job's command line to others; set HF_TOKEN in the environment")
         if len(files) > 1:
             raise UserError("a sweep is of one config; run stages one after the other")
+        if options.name:
+            write(chosen_elsewhere(files[0], assignments, options.name))
+            return 0
         found = runs(files[0], assignments)
         last = len(found) - 1
         if options.index is not None and not 0 <= options.index <= last:
@@ -86,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.index is not None:
         print(f"run {options.index} of 0 to {last}: {' '.join(found[options.index])}", file=sys.stderr)
-        print("".join(f"{argument}\0" for argument in found[options.index]), end="")
+        write(found[options.index])
         return 0
     for number, run in enumerate(found):
         print(f"{number}  {' '.join(run)}")

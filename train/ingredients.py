@@ -19,6 +19,7 @@ from train.limits import longest_input
 from train.model import load_model
 from train.quantization import quantize
 from train.streams import Streamed, look
+from train.streams import known as known_streams
 from train.tasks.base import Task
 from train.tokenizer import ids, load_tokenizer
 
@@ -100,8 +101,8 @@ def read(config: RunConfig) -> Ingredients:
         )
     streams: Sequence[Stream] = ()
     if streamed:
-        splits["train"] = streamed.known(splits["train"], config.data, config.seed)
         streams = streamed.streams(config.data, config.seed, task, tokenizer, max_length)
+        splits["train"] = known_streams(splits["train"], streams)
     task = task.informed(splits["train"])
     fresh = new if config.model.path else [name for name, _ in model.named_parameters()]
     task.initialize(model, fresh, splits)

@@ -8,6 +8,9 @@ import os
 import shutil
 from pathlib import Path
 
+from train import together
+from train.files import sha256
+
 NAME = "manifest.json"
 
 
@@ -16,7 +19,7 @@ def publish(writing: Path, final: Path) -> None:
 
     Files, manifest and folders are flushed to the disk before the rename. A folder `final` of earlier is replaced.
     """
-    hashes = {str(path.relative_to(writing)): _hash(path) for path in _files(writing)}
+    hashes = {str(path.relative_to(writing)): sha256(path) for path in _files(writing)}
     (writing / NAME).write_text(_text(hashes), encoding="utf-8")
     for path in [*_files(writing), writing / NAME, *(p for p in writing.rglob("*") if p.is_dir()), writing]:
         _flush(path)
@@ -44,7 +47,7 @@ def problem(folder: Path) -> str | None:
     for name, expected in hashes.items():
         if name not in there:
             return f"{name} is missing"
-        if _hash(folder / name) != expected:
+        if sha256(folder / name) != expected:
             return f"{name} is damaged"
     extra = sorted(there - set(hashes))
     return f"{extra[0]} does not belong there" if extra else None
@@ -61,14 +64,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        together.goes_on()
     finally:
         os.close(descriptor)

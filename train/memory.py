@@ -42,17 +42,13 @@ def is_lacking(error: BaseException) -> bool:
     )
 
 
-def is_shared_out(accelerator: Accelerator, model: nn.Module) -> bool:
-    """Whether processes wait for each other within a forward pass: all but one, or DDP, which keeps whole copies."""
-    return accelerator.num_processes > 1 and not isinstance(model, torch.nn.parallel.DistributedDataParallel)
-
-
 def take_part(accelerator: Accelerator, model: nn.Module) -> None:
     """Go through the collectives of an update's last micro-batch, under DDP, with gradients of zero.
 
     So the other processes, which know nothing yet, are not left waiting. It needs no activations.
     """
     clear_device_cache(garbage_collection=True)
+    model = getattr(model, "_orig_mod", model)  # nothing is compiled for this
     inside: Any = model.module
     own = vars(inside).get("forward")
     learning = [parameter for parameter in inside.parameters() if parameter.requires_grad]

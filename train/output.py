@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from filelock import FileLock, Timeout
 
-from data.errors import UserError
+from data.errors import Unavailable, UserError
 from train import weights
 from train.config import RunConfig, changes, validate
 from train.files import write
@@ -83,7 +83,7 @@ def begin(config: RunConfig) -> FileLock:
         # on a node that was cut off a process of the start before may hang for as long as its collectives wait
         lock.acquire(timeout=PATIENCE if requeued else 0)
     except Timeout as error:
-        raise UserError(f"output: another run is writing to {output}; wait for it, or name another folder") from error
+        raise Unavailable(f"output: another run is writing to {output}; wait for it, or name another folder") from error
     (output / DONE).unlink(missing_ok=True)
     write(output / CONFIG, yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True))
     return lock

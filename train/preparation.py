@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from data import pulse
 from data.plan import Bounds
-from train import signals, watch
+from train import signals, together, watch
 from train.config import RunConfig
 from train.ingredients import Ingredients, cache_folder, read
 from train.reference import referred
 from train.signals import Stopped
-from train.together import meet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,12 +25,13 @@ def prepared(config: RunConfig) -> Ingredients:
     found: Ingredients | None = None
     pulse.listen(_goes_on)
     try:
-        found = read(config)
+        with together.alive():
+            found = read(config)
     except Stopped:
         pass
     finally:
         pulse.listen()
-    meet(found is None)
+    together.meet(found is None)
     assert found is not None
     watch.beat()  # from here on processes wait for each other
     return _referred(config, found)

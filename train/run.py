@@ -126,7 +126,7 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
         complete = True
     except Stopped:
         journal.close()
-        journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on from there")
+        journal.say(f"stopped after update {checkpoints.state.update}; the same command goes on {checkpoints.ahead()}")
     finally:
         journal.close()
         tracker.finish(complete=complete)

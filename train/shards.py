@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from train import together
 from train.adapter_files import frozen
 
 if TYPE_CHECKING:
@@ -74,14 +75,31 @@ def load(tensors: Mapping[str, Tensor], folder: Path, *, some: bool = False) -> 
     Raises `ValueError` unless both hold the same names in the same sizes. With `some` there may be more in `folder`,
     and each process reads for itself.
     """
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
+    class Planner(DefaultLoadPlanner):
+        """Gives a sign of life after each tensor."""
+
+        def commit_tensor(self, read_item: Any, tensor: Tensor) -> None:
+            together.goes_on()
+
+    class Reader(HuggingFaceStorageReader):
+        """Waits for all before the collective with which reading ends: some have much more to read."""
+
+        def read_data(self, plan: Any, planner: Any) -> Any:
+            try:
+                return super().read_data(plan, planner)
+            finally:
+                if not some:
+                    together.wait()
+
     stored, here = sizes(folder), {name: tensor.shape for name, tensor in tensors.items()}
     compare({name: size for name, size in stored.items() if name in here} if some else stored, here)
-    reader = HuggingFaceStorageReader(str(folder))
+    reader, alone = Reader(str(folder)), some or not torch.distributed.is_initialized()
     with _plain_errors():
-        load(dict(tensors), storage_reader=reader, no_dist=some or not torch.distributed.is_initialized())
+        load(dict(tensors), storage_reader=reader, planner=Planner(), no_dist=alone)
 
 
 def compare(stored: Mapping[str, tuple[torch.Size, torch.dtype]], here: Mapping[str, torch.Size]) -> None:

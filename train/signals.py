@@ -35,6 +35,13 @@ class Again(Exception):
     """This run cannot go on, but will when it is started again: nothing has to be mended first."""
 
 
+MEND, AGAIN = 2, 75
+"""Exit codes: something to mend, without which another start is in vain; `Again` (sysexits.h has it as EX_TEMPFAIL)."""
+ENDING = "LOCKSTEP_ENDING"
+"""The variable by which a job script names a file that gets the exit code of a process that chose to end in one of
+these ways: of the codes themselves a launcher shows only one, perhaps of a process that it has ended thereupon."""
+
+
 def install() -> None:
     """Install the handlers. Called before the slow imports: a scheduler may signal a process that has just begun."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -86,6 +93,15 @@ def store() -> Any:
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
     return distributed.distributed_c10d._get_default_store()
+
+
+def tell_ending(code: int) -> None:
+    """Write MEND or AGAIN into the file that the job script asks for, if it does. MEND stays, whatever others say."""
+    if name := os.environ.get(ENDING):
+        with contextlib.suppress(OSError):  # then it counts as a crash
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            with open(name, "w" if code == MEND else "x", encoding="ascii") as stream:
+                stream.write(f"{code}\n")
 
 
 def leave(code: int) -> NoReturn:

@@ -181,4 +181,4 @@ def _shared_outputs(stages: Sequence[Stage]) -> list[UserError]:
 
 
 def _in_file(file: str, error: UserError) -> UserError:
-    return UserError(f"{file}: {error}")
+    return type(error)(f"{file}: {error}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from data import pulse
 from data.batches import Batches
 from data.encode import Encoded, Encoder, Work
 from data.errors import UserError
@@ -16,6 +17,7 @@ from data.shards import Shard, fingerprint
 from data.source import DataConfig, Rows
 from data.stream import Kinds, Stream
 from data.stream_batches import StreamBatches
+from train import together
 from train.exchange import exchange
 
 
@@ -27,11 +29,6 @@ class Streamed:
     rows: list[list[Rows]]
     kinds: list[Kinds | None]
 
-    def known(self, first: Encoded, data: DataConfig, seed: int) -> Encoded:
-        """Return the encoded first rows marked as such, with the fingerprint of the whole: of shards and settings."""
-        known_as = fingerprint(self.shards, data.readers, data.shuffle_buffer, seed)
-        return replace(first, partial=True, fingerprint=known_as)
-
     def streams(
         self, data: DataConfig, seed: int, encoder: Encoder, tokenizer: Any, max_length: int
     ) -> Sequence[Stream]:
@@ -41,6 +38,16 @@ class Streamed:
             Stream(number, shards, min(data.readers, len(shards)), data.shuffle_buffer, seed, work, kinds)
             for number, (shards, kinds) in enumerate(zip(self.shards, self.kinds, strict=True))
         ]
+
+
+def known(first: Encoded, streams: Sequence[Stream]) -> Encoded:
+    """Return the encoded first rows marked as such, with the fingerprint of the whole.
+
+    Of shards and settings, of what makes examples of rows, and of the first examples themselves.
+    """
+    settings = [(stream.readers, stream.block, stream.seed, stream.work.settings) for stream in streams]
+    known_as = fingerprint([stream.shards for stream in streams], settings, first.fingerprint)
+    return replace(first, partial=True, fingerprint=known_as)
 
 
 def look(data: DataConfig, token: str | None) -> Streamed:
@@ -62,4 +69,5 @@ def stream_batches(streams: Sequence[Stream], data: DataConfig, batch_size: int,
     gather = exchange()
     if len(set(gather(like.fingerprint.encode()))) > 1:
         raise UserError("data.train: the processes do not see the same shards; is something still being written there?")
-    return StreamBatches(streams, weights, batch_size, like.order.seed, like, gather)
+    pulse.listen(lambda _: together.goes_on())  # what threads read over is a sign of life of this process
+    return StreamBatches(streams, weights, batch_size, like.order.seed, like, gather, together.wait)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.errors import UserError, nearest
-from train import file_systems, stages
+from train import accelerate_file, file_systems, stages
 from train.__main__ import split
 from train.config import RunConfig
 
@@ -149,7 +149,9 @@ def _command(options: argparse.Namespace, others: Sequence[str]) -> list[str]:
     shape += [f"--time={options.time}"] * (options.time is not None)
     shape += [f"--partition={options.partition}"] * (options.partition is not None)
     anyway = ["--resume-anyway"] * options.resume_anyway
-    return ["sbatch", *shape, *others, os.fspath(SCRIPT), *options.arguments, *anyway]
+    spread = options.accelerate_config
+    told = ["env", f"ACCELERATE_CONFIG={accelerate_file.find(spread)}"] if spread else []
+    return [*told, "sbatch", *shape, *others, os.fspath(SCRIPT), *options.arguments, *anyway]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ntasks-per-node", type=int, help="processes on a node without GPUs; default 1")
     parser.add_argument("--time", help="the time limit of one start; the job goes on after it, in the queue again")
     parser.add_argument("--partition")
+    parser.add_argument(
+        "--accelerate-config", metavar="FILE", help="how model and gradients are spread, such as fsdp2; default: ddp"
+    )
     parser.add_argument("--resume-anyway", action="store_true", help="as for python -m train")
     parser.add_argument("--local-anyway", action="store_true", help="although folders are on disks of this machine")
     parser.add_argument("--dry-run", action="store_true", help="print the command and the script, and submit nothing")

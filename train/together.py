@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from train import signals
+from train import signals, watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_HERE, _ALIVE = "lockstep/here", "lockstep/alive"
 _met = 0
+_told = float("-inf")
 
 
 def anyone(accelerator: Accelerator, flag: bool) -> bool:
@@ -23,22 +28,75 @@ def anyone(accelerator: Accelerator, flag: bool) -> bool:
     return bool(accelerator.reduce(tensor, "sum").item() > 0)
 
 
-def meet(stop: bool) -> None:
-    """Wait until all processes are here, however long that takes; raise `Stopped` on all if one has `stop` set.
+def goes_on() -> None:
+    """Say that long work goes on: to this process's watch and, at most once a second, to those who `wait`."""
+    global _told
+    watch.goes_on()
+    now = time.monotonic()
+    if now - _told >= 1:
+        _told = now
+        _tell()
 
-    Not a collective, which would fail after the process group's timeout: another process may be downloading a model.
+
+@contextlib.contextmanager
+def alive() -> Iterator[None]:
+    """Say every second that this process lives, to those who `wait`: for work that cannot say itself how it goes on."""
+    over = threading.Event()
+
+    def say() -> None:
+        while not over.wait(1):
+            _tell()
+
+    saying = threading.Thread(target=say, name="alive", daemon=True)
+    saying.start()
+    try:
+        yield
+    finally:
+        over.set()
+        saying.join()
+
+
+def wait() -> None:
+    """Wait until all processes are here, for as long as any that is not gives signs of life; all call it equally often.
+
+    Not a collective, which would fail after the process group's timeout however much is yet to be read or downloaded.
+    Raises `TimeoutError` after `watch.patience` seconds without a sign: whoever is missing has died, or is cut off.
     """
     global _met
+    shared = signals.store()
+    if shared is None:
+        return
+    import torch
+
+    _met += 1
+    shared.add(_HERE, 1)
+    seen, since, pause = -1, time.monotonic(), 0.001
+    while shared.add(_HERE, 0) < _met * torch.distributed.get_world_size():
+        watch.goes_on()  # this process does, and says itself if it waits in vain
+        if (told := shared.add(_ALIVE, 0)) != seen:
+            seen, since = told, time.monotonic()
+        elif time.monotonic() - since > watch.patience():
+            raise TimeoutError(
+                f"another process has given no sign of life for {watch.patience():g} seconds: it has died, or its "
+                "machine is cut off. Look at what it said last, and start the same command again. (distributed.timeout)"
+            )
+        time.sleep(pause)
+        pause = min(0.05, pause * 2)
+
+
+def meet(stop: bool) -> None:
+    """Wait until all processes are here, as `wait` does; raise `Stopped` on all if one has `stop` set."""
     from accelerate.utils import gather_object
 
-    shared = signals.store()
-    if shared is not None:
-        import torch
-
-        _met += 1
-        shared.add("lockstep/met", 1)
-        while shared.add("lockstep/met", 0) < _met * torch.distributed.get_world_size():
-            time.sleep(0.05)
+    wait()
+    if signals.store() is not None:
         stop = any(gather_object([stop or signals.stopping()]))
     if stop:
         raise signals.Stopped
+
+
+def _tell() -> None:
+    shared = signals.store()
+    if shared is not None:
+        with contextlib.suppress(RuntimeError):  # the process that holds the store has gone
+            shared.add(_ALIVE, 1)

@@ -40,10 +40,14 @@ class Ledger:
 
     @property
     def run_id(self) -> str:
-        """The id of the run at its trackers, the same over all resumptions; drawn from the system, not from a seed."""
+        """The id of the run at its trackers, the same over all resumptions; drawn from the system, not from a seed.
+
+        A run of a sweep at W&B has the id by which the sweep's agent asked for it.
+        """
         with self._lock:
             if not self._open():
-                self._state = {"id": secrets.token_hex(8), "sent": {}}
+                chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+                self._state = {"id": chosen or secrets.token_hex(8), "sent": {}}
                 self._write()
             return str(self._state["id"])
 

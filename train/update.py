@@ -16,8 +16,8 @@ from data.errors import UserError
 from train import watch
 from train.coupling import Anticipate, unchanged
 from train.hardware import seed_dropout
-from train.memory import Memory, is_lacking, is_shared_out, take_part
-from train.strategy import Strategy
+from train.memory import Memory, is_lacking, take_part
+from train.strategy import Strategy, copies
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -123,11 +123,12 @@ class Learner:
         """Add up the gradients of this process's micro-batches; return the sum of their losses, float64."""
         world, several = self.accelerator.num_processes, self.accelerator.num_processes > 1
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
-        self._awaited = several and (self.anticipate is not unchanged or is_shared_out(self.accelerator, self.model))
+        within = several and not copies(self.accelerator)  # they wait for each other within a forward pass
+        self._awaited = within or (several and self.anticipate is not unchanged)
         seed_dropout(self.seed, number, self.accelerator.process_index)
         inputs = self.anticipate(self.model, batch)
         seed_dropout(self.seed, number, self.accelerator.process_index)  # what was anticipated drops the same units
-        self._awaited = is_shared_out(self.accelerator, self.model)
+        self._awaited = within
         for place, (part, tensors) in enumerate(zip(batch.parts, inputs, strict=True), 1):
             watch.beat()
             last = place == len(batch.parts)

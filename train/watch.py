@@ -42,6 +42,17 @@ def beat() -> None:
         faulthandler.dump_traceback_later(_seconds, exit=True, file=_stream or sys.stderr)
 
 
+def goes_on() -> None:
+    """Give a sign of life in work that is also done where none is expected: it expects none after it either."""
+    if _beaten > float("-inf"):
+        beat()
+
+
+def patience() -> float:
+    """Return the seconds without a sign of life after which a process is given up: without end, if there is one."""
+    return _seconds or float("inf")
+
+
 def rest() -> None:
     """Expect nothing until the next sign of life: what comes now takes as long as it takes."""
     global _beaten

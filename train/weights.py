@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from data import package
 from data.errors import UserError
+from train.files import sha256
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,8 +108,7 @@ def check_same(
 
 @cache
 def _digest(file: Path, size: int, changed_ns: int) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(file)
 
 
 def _folder(path: str, revision: str | None) -> Path | None:

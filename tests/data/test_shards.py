@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from data import pulse
 from data import shards as shards_module
-from data.errors import UserError
+from data.errors import Unavailable, UserError
 from data.find_shards import find, spread
 from data.shards import Shard
 from data.source import Source
@@ -117,6 +119,65 @@ def test_the_network_gets_more_tries(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(shards_module.shard_files, "text_rows", flaky)
     assert rows(shard) == ROWS
+
+
+def test_a_data_set_of_the_hub_gets_more_tries_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `datasets` streams it; after the last try it is told that no one need mend anything."""
+    (tmp_path / "hub").mkdir()
+    write(tmp_path)
+    (tmp_path / "a.parquet").rename(tmp_path / "hub" / "train.parquet")
+    shard = replace(one(str(tmp_path / "hub"), split="train"), path="somebody/rows")  # type: ignore[type-var]
+    monkeypatch.setattr(shards_module, "WAITS", (0, 0))
+    real = shards_module.shard_files.hub_rows
+    broken = [True, True]
+
+    def flaky(dataset: Any, start: int, *rest: Any) -> Any:
+        for number, placed in enumerate(real(dataset, start, *rest)):
+            if number == 5 and broken and broken.pop():
+                raise ConnectionResetError("reset")
+            yield placed
+
+    monkeypatch.setattr(shards_module.shard_files, "hub_rows", flaky)
+    assert rows(shard) == ROWS
+    broken.append(True)
+    monkeypatch.setattr(shards_module, "WAITS", ())
+    with pytest.raises(Unavailable, match=r"somebody/rows, shard 0: cannot be read on from row 5 .*reset"):
+        rows(shard)
+
+
+def test_what_is_replaced_while_a_run_reads_is_seen(tmp_path: Path) -> None:
+    """By its tag, though it is as long as before, whenever the shard is opened: not only when a run goes on."""
+    import fsspec
+
+    write(tmp_path)
+    memory, tags = fsspec.filesystem("memory"), {"ETag": "1"}
+    memory.pipe("/tagged/a.jsonl", (tmp_path / "a.jsonl").read_bytes())
+    real = type(memory).info
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(memory), "info", lambda self, path, **rest: {**real(self, path, **rest), **tags})
+        shard = one("memory://tagged/a.jsonl")
+        assert rows(shard) == ROWS
+        tags["ETag"] = "2"
+        with pytest.raises(UserError, match="was replaced: its store names another version"):
+            rows(shard)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.arrow", "hub"])
+def test_reading_over_rows_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Else who waits for a run that goes on in the middle of a large shard would take it for dead."""
+    write(tmp_path)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "a.parquet").rename(tmp_path / "hub" / "train.parquet")
+    shard = one(str(tmp_path / name), **({"split": "train"} if name == "hub" else {}))
+    monkeypatch.setattr(shards_module.shard_files, "READ", 5)
+    beats: list[bool | None] = []
+    pulse.listen(beats.append)
+    try:
+        assert rows(shard) == ROWS and not beats
+        assert rows(shard, 21) == ROWS[21:]
+    finally:
+        pulse.listen()
+    assert len(beats) >= 3
 
 
 def test_names_with_a_range() -> None:

@@ -24,7 +24,7 @@ from tests.slurm.network import PATH, Network
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 FREEZER = Path("/sys/fs/cgroup/freezer")
-CPUS, GPUS = 4, 0
+CPUS = 4
 
 # The intervals are short so that a lost node is noticed within seconds; a requeued job waits for cred_expire.
 CONFIGURATION = """\
@@ -66,7 +66,7 @@ SlurmdPidFile={root}/run/{pid_file}
 SlurmdLogFile={root}/log/slurmd.%n.log
 SlurmdParameters=config_overrides
 CommunicationParameters={binding}
-{nodes}
+{gpus}{nodes}
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=20 MaxTime=INFINITE State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
@@ -92,10 +92,13 @@ def can_freeze() -> bool:
 
 
 class Cluster:
-    """`nodes` nodes, node1 the first. To be used as a context: when it ends, all is stopped and removed."""
+    """`nodes` nodes, node1 the first, with `gpus` GPUs each that Slurm alone knows of.
 
-    def __init__(self, root: Path, nodes: int, *, namespaces: bool = False) -> None:
-        self.root = root
+    To be used as a context: when it ends, all is stopped and removed.
+    """
+
+    def __init__(self, root: Path, nodes: int, *, namespaces: bool = False, gpus: int = 0) -> None:
+        self.root, self.gpus = root, gpus
         self.names = [f"node{number}" for number in range(1, nodes + 1)]
         self.tracking = "cgroup" if namespaces and can_freeze() else "linuxproc"
         self.network = Network(self.names) if namespaces else None
@@ -218,9 +221,10 @@ class Cluster:
     def _configure(self) -> None:
         ports = _free_ports(len(self.names) + 1)
         host = socket.gethostname().partition(".")[0]
+        gpus = f"Gres=gpu:{self.gpus} " if self.gpus else ""
         nodes = [
             f"NodeName={name} NodeHostname={host} NodeAddr={self._address(number)} Port={ports[number]} CPUs={CPUS} "
-            "RealMemory=4000 State=UNKNOWN"
+            f"RealMemory=4000 {gpus}State=UNKNOWN"
             for number, name in enumerate(self.names, 1)
         ]
         text = CONFIGURATION.format(
@@ -234,7 +238,12 @@ class Cluster:
             pid_file="inside.%n.pid",
             binding="NoCtldInAddrAny" if self.network is not None else "NoInAddrAny,NoCtldInAddrAny",
             nodes="\n".join(nodes),
+            gpus="GresTypes=gpu\n" if self.gpus else "",
         )
+        for number in range(self.gpus):  # Slurm wants a file of each
+            (self.root / f"gpu{number}").symlink_to("/dev/null")
+        if self.gpus:
+            (self.root / "gres.conf").write_text(f"Name=gpu File={self.root}/gpu[0-{self.gpus - 1}]\n")
         (self.root / "slurm.conf").write_text(text)
         (self.root / "cgroup.conf").write_text("CgroupAutomount=no\nConstrainDevices=no\n")
         names = [f"{self._address(number)} {name}" for number, name in enumerate(self.names, 1)]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from data.errors import UserError
-from train import file_systems, grid, launches, network, submit
+from train import accelerate_file, file_systems, grid, launches, network, submit
 
 ROOT = Path(__file__).parents[2]
 NFS, LOCAL = "server:/home /home nfs4 rw 0 0", "/dev/sda1 / ext4 rw 0 0"
@@ -50,9 +50,22 @@ def test_dry_run_prints_command_and_script(file: str, capsys: pytest.CaptureFixt
     assert told.out.endswith(submit.SCRIPT.read_text())
 
 
+def test_how_a_model_is_spread_goes_with_the_job(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.main([file, "--gpus-per-node", "8", "--dry-run", "--accelerate-config", "fsdp2"]) == 0
+    there = ROOT / "accelerate_configs" / "fsdp2.yaml"
+    assert f"env ACCELERATE_CONFIG={there} sbatch --nodes=1 " in capsys.readouterr().out
+    assert accelerate_file.main([str(there)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert {"ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2", "ACCELERATE_MIXED_PRECISION=bf16"} <= set(told)
+    assert all("=" in line and not line.startswith(("RANK", "MASTER", "WORLD_SIZE", "PATH")) for line in told)
+    assert accelerate_file.main(["fsdp"]) == 2
+    assert "there is no accelerate config 'fsdp'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--accelerate-config", "fsd2"], "there is no accelerate config 'fsd2'"),
         (["optim.lrr=1"], "did you mean optim.lr?"),
         (["--nodes", "0"], "--nodes: 0 must be at least 1"),
         (["--gpus-per-node", "-1"], "--gpus-per-node: -1 must be at least 0"),

@@ -91,6 +91,27 @@ def test_an_added_file_is_seen(interrupted: dict[str, Any], tmp_path: Path) -> N
     assert manifest.problem(folder) == "extra.bin does not belong there"
 
 
+@pytest.mark.parametrize("older", ["no shards", "state"])
+def test_a_checkpoint_of_another_version_says_so(older: str, interrupted: dict[str, Any], tmp_path: Path) -> None:
+    """One that is whole: written by Accelerate's save_state, as before there were shards; or with an unknown state."""
+    folder = tmp_path / "out" / "checkpoints" / "update-00000012"
+    if older == "state":
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**state, "epoch": 1}))
+    else:
+        shutil.move(folder / "model" / SHARD, folder / "model.safetensors")
+        shutil.rmtree(folder / "model")
+        shutil.move(folder / "optimizer" / SHARD, folder / "optimizer.bin")
+        shutil.rmtree(folder / "optimizer")
+    (folder / "manifest.json").unlink()
+    writing = folder.with_name("again")
+    folder.rename(writing)
+    manifest.publish(writing, folder)
+    with pytest.raises(UserError, match=r"is whole, but another version of this program wrote it .* train anew"):
+        carry_out(interrupted)
+    assert folder.is_dir(), "it is not taken for damaged"
+
+
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_run_goes_on_from_what_is_whole(
     damaged: int, interrupted: dict[str, Any], make_config: MakeConfig, tmp_path: Path
@@ -137,6 +158,25 @@ def test_the_run_ends_non_zero_if_the_last_save_failed(
     assert names(output) == []
     assert not (output / "DONE").exists()
     assert (output / "model" / "model.safetensors").exists()
+
+
+def test_a_stop_whose_save_failed_does_not_promise_more_than_is_there(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(checkpoint__every=2, data__validation=None)
+    real = manifest.publish
+
+    def full(writing: Path, final: Path) -> None:
+        if final.name.endswith("5"):
+            raise OSError(28, "No space left on device")
+        real(writing, final)
+
+    monkeypatch.setattr(manifest, "publish", full)
+    assert carry_out(config, stop_after=5) == 1
+    told = "stopped after update 5; the same command goes on from the newest checkpoint, since its own could not be"
+    assert told in capsys.readouterr().out and names(tmp_path / "out")[-1] == "update-00000004"
+    assert carry_out(config, stop_after=6) == 0
+    assert "stopped after update 6; the same command goes on from there" in capsys.readouterr().out
 
 
 def test_a_really_full_disk(make_config: MakeConfig, tmp_path: Path) -> None:

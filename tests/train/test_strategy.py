@@ -9,7 +9,7 @@ import pytest
 from accelerate import Accelerator
 
 from data.errors import UserError
-from train import strategy
+from train import evaluation, memory, strategy, update
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,12 @@ def test_what_is_not_built_in(kind: str, sizes: int, told: str) -> None:
     )  # fmt: skip
     with pytest.raises(UserError, match=told):
         strategy.check(asked)
+
+
+@pytest.mark.parametrize(("kind", "whole"), [("MULTI_CPU", True), ("MULTI_GPU", True), ("FSDP", False), ("NO", False)])
+def test_whether_processes_hold_copies_is_one_notion(kind: str, whole: bool) -> None:
+    """What decides of unused parameters decides of memory too: `train.memory` has no notion of its own."""
+    asked: Any = SimpleNamespace(distributed_type=SimpleNamespace(value=kind))
+    assert strategy.copies(asked) is whole
+    assert evaluation.copies is update.copies is strategy.copies
+    assert not hasattr(memory, "is_shared_out")

@@ -247,3 +247,14 @@ def test_a_tracker_that_starts_late_gets_everything(
     tracker.finish()
     assert [step for step, _, _ in tensorboard(tmp_path)] == [1, 2, 3, 4, 5]
     assert len(warnings) == 1 and "did not start: ConnectionError: down" in warnings[0]
+
+
+def test_a_run_of_a_sweep_has_the_id_that_its_agent_gave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the sweep would wait for figures of a run that nobody makes. An id alone could be that of another stage."""
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    monkeypatch.setenv("WANDB_RUN_ID", "r4nd0m")
+    assert tracking_feed.Ledger(tmp_path / "own.json").run_id != "r4nd0m"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    assert tracking_feed.Ledger(tmp_path / "sweep.json").run_id == "r4nd0m"
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert tracking_feed.Ledger(tmp_path / "sweep.json").run_id == "r4nd0m", "over all resumptions"

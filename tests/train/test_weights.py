@@ -89,14 +89,14 @@ def test_none_here(path: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[str] = []
-    real = weights.hashlib.file_digest
+    read: list[Path] = []
+    real = weights.sha256
 
-    def counted(stream: object, name: str) -> object:
-        read.append(name)
-        return real(stream, name)  # type: ignore[call-overload]
+    def counted(file: Path) -> str:
+        read.append(file)
+        return real(file)
 
-    monkeypatch.setattr(weights.hashlib, "file_digest", counted)
+    monkeypatch.setattr(weights, "sha256", counted)
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"abc")
     assert weights.digest(file) == weights.fingerprint(str(tmp_path))

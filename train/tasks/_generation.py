@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from data.errors import UserError
 from data.order import derive
 from data.section import Section
 from train import signals, watch
@@ -106,7 +107,13 @@ class Generation(Section):
 
         owner = getattr(model, "module", model)
         shared_out, lengths = _is_shared_out(owner), mask.sum(1)  # the former may change what `generate` is
-        ragged = not shared_out and bool((lengths != lengths[0]).any())  # a proof would need all processes at once
+        if shared_out and not owner.config.is_encoder_decoder and _proved.get(_base(owner)) is False:
+            raise UserError(  # however long these texts are: it must be the same on all processes
+                f"task.generation: {type(_base(owner)).__name__} takes no notice of an attention mask, so that texts "
+                "of different lengths cannot be written together, as they must be where weights are shared out. Use "
+                "ddp.yaml, or leave task.generation out"
+            )
+        ragged = not shared_out and bool((lengths != lengths[0]).any())
         if not owner.config.is_encoder_decoder and ragged and not _knows_padding(owner):
             return self._write_apart(model, tokenizer, ids, lengths, keys)
         settings, drawn = copy.deepcopy(owner.generation_config), []
@@ -206,11 +213,27 @@ def ends(known: Any, own: int | None) -> int | list[int] | None:
 _proved: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
+def prove_padding(model: Any) -> None:
+    """Find out whether the model knows padding on the left for what it is, while this process has it as a whole."""
+    training = model.training
+    model.eval()
+    try:
+        _proved[model] = _proof.reads_padded(model)
+    finally:
+        model.train(training)
+
+
 def _knows_padding(model: Any) -> bool:
     """Whether the model knows padding on the left for what it is: proved once."""
-    if model not in _proved:
-        _proved[model] = _proof.reads_padded(model)
-    return _proved[model]
+    base = _base(model)
+    if base not in _proved:
+        _proved[base] = _proof.reads_padded(model)
+    return _proved[base]
+
+
+def _base(model: Any) -> Any:
+    """Return the model inside of an adapter's."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _is_shared_out(model: Any) -> bool:

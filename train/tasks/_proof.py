@@ -77,7 +77,8 @@ def reads_padded(model: Any) -> bool:
     gap = len(long) - len(short)
     padded, mask = long.new_full((2, len(long)), 0), long.new_ones((2, len(long)))
     padded[0], padded[1, gap:], mask[1, :gap] = long, short, 0
-    once = GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=0)  # type: ignore[no-untyped-call]
+    settings = {"max_new_tokens": 1, "min_new_tokens": 0, "do_sample": False, "pad_token_id": 0}
+    once = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
     options = {"generation_config": once, "output_logits": True, "return_dict_in_generate": True}
     with torch.no_grad():
         beside = model.generate(input_ids=padded, attention_mask=mask, **options).logits[0][1]

@@ -15,7 +15,7 @@ from data.collate import mask, pad
 from data.encode import Encoded
 from train.limits import longest_input
 from train.tasks._chat import Template, ask
-from train.tasks._generation import Generation
+from train.tasks._generation import Generation, prove_padding
 from train.tasks._messages import Columns, Unusable
 from train.tasks._writing import most_tokens
 from train.tasks.base import IGNORED
@@ -75,6 +75,7 @@ def settle(
     most = most_tokens(generation.max_new_tokens, 2 * longest, limit - before, why)
     if most < longest and not generation.max_new_tokens and os.environ.get("RANK", "0") == "0":
         log.warning("task.generation: a turn ends after %d tokens, there are some of %d; %s", most, longest, why)
+    prove_padding(model)  # prompts differ in length; later the weights may be shared out
     generation.settle(model, tokenizer, most, inherits=inherits)
 
 

@@ -21,7 +21,9 @@ from transformers import (
     RwkvForCausalLM,
 )
 
+from data.errors import UserError
 from tests.distributed import ROOT
+from train.tasks import _generation
 from train.tasks._generation import Generation, _Noise, texts
 
 SIZE, PAD, BOS, EOS = 40, 0, 1, 2
@@ -93,6 +95,31 @@ def test_a_text_is_written_as_if_alone(kind: str, how: dict[str, Any], tokenizer
             assert torch.equal(alone, row[: len(alone)]) and (row[len(alone) :] == -100).all()
             ended = (row == EOS).nonzero().flatten().tolist()
             assert len(ended) <= 1 and (not ended or (row[ended[0] + 1 :] == -100).all())
+
+
+@pytest.mark.parametrize(("kind", "adapted"), [("llama", False), ("llama", True), ("rwkv", False)])
+def test_what_was_proved_of_the_whole_model_holds_where_it_is_shared_out(
+    kind: str, adapted: bool, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There one that would read padding is refused, on all processes, whatever the lengths of their texts."""
+    net, generation = model(kind).train(), Generation(max_new_tokens=12)
+    generation.settle(net, tokenizer, 5, inherits=False)
+    _generation.prove_padding(net)
+    assert net.training
+    monkeypatch.setattr(_generation, "_is_shared_out", lambda model: True)
+    monkeypatch.setattr(_generation._proof, "reads_padded", lambda model: pytest.fail("it would need all processes"))
+    if adapted:
+        inside, net = net, torch.nn.Module()  # as peft wraps it
+        net.config, net.generation_config, net.get_base_model = inside.config, inside.generation_config, lambda: inside
+    net.eval()
+    net.generate = lambda input_ids, **_: torch.cat([input_ids, input_ids], dim=1)  # it would need the others
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        with torch.no_grad():
+            if kind == "rwkv":
+                with pytest.raises(UserError, match="RwkvForCausalLM takes no notice of an attention mask"):
+                    generation.write(net, tokenizer, *batch(prompts, left=True), KEYS)
+            else:
+                assert len(generation.write(net, tokenizer, *batch(prompts, left=True), KEYS)) == len(prompts)
 
 
 def test_what_is_drawn_is_repeated_by_the_seed_and_changed_by_another(tokenizer: Any) -> None:
