@@ -4,11 +4,11 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart test test-slow lint types schema clean
+.PHONY: help install quickstart test test-deepspeed test-slow lint types schema clean
 
 help:
 	@echo "make quickstart   install, then fine-tune a pretrained model on the shipped reviews (CPU, minutes)"
-	@echo "make test         install, then all fast tests; make test-slow: the long campaigns"
+	@echo "make test         install, then all fast tests; make test-deepspeed; make test-slow: the long campaigns"
 	@echo "make lint types   ruff; mypy"
 
 install: $(VENV)/installed
@@ -25,6 +25,12 @@ quickstart: install
 
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
+# By itself: where DeepSpeed is installed transformers imports it into everything, which takes seconds each time.
+test-deepspeed: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deepspeed]'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_strategies.py -k zero; code=$$?; \
+	$(BIN)/python -m pip uninstall --quiet --yes deepspeed; exit $$code
 
 test-slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

@@ -19,6 +19,7 @@ from train import signals
 PHASES = {
     "encoding": ("data.pulse", "beat", 3),
     "reference": ("train.reference", "example_keys", 2),
+    "compile": ("torch._dynamo.backends.common", "aot_module_simplified", 1),
     "first update": ("train.update", "Learner.update", 1),
     "update": ("train.update", "Learner.update", 3),
     "evaluation": ("train.evaluation", "predictions", 2),
@@ -39,6 +40,8 @@ def asked(phase: str, rank: int, stop_file: str | None = None) -> Iterator[list[
     Gives a list to which the time at which it was asked is added.
     """
     module, name, place = PHASES[phase]
+    if phase == "compile":
+        sys.modules["torch"]._dynamo.reset()  # else what a run before has compiled is there
     owner: Any = import_module(module)
     *inside, name = name.split(".")
     for part in inside:

@@ -30,7 +30,8 @@ def unknown(content: dict[str, Any]) -> list[str]:
 
 
 def test_there_are_some() -> None:
-    assert {"cpu", "ddp", "single_gpu"} <= {file.stem for file in FILES}
+    several = {"ddp_multinode", "fsdp2_multinode", "hsdp_multinode"}
+    assert {"cpu", "ddp", "single_gpu", "fsdp2", "hsdp", "fp8", *several} <= {file.stem for file in FILES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -41,11 +42,13 @@ def test_keys(file: Path) -> None:
 def test_a_misspelt_key_is_seen() -> None:
     content = {
         "num_process": 1,
+        "fp8_config": {"backend": "AO", "fp8_pad_inner_dim": True, "pad_inner_dims": True},
         "fsdp_config": {"fsdp_version": 2, "reshard_after_forward": True, "fsdp_reshard_after_foward": True},
         "deepspeed_config": {"zero_stage": 2, "zero_stag": 2},
         "parallelism_config": {"parallelism_config_dp_shard_size": 2, "dp_shard_size": 2},
     }
     expected = [
+        "fp8_config.pad_inner_dims",
         "fsdp_config.fsdp_reshard_after_foward",
         "deepspeed_config.zero_stag",
         "parallelism_config.dp_shard_size",
@@ -82,4 +85,22 @@ def test_accelerate_loads_it(file: Path) -> None:
     assert isinstance(config, ClusterConfig)
     assert config.num_processes == content["num_processes"]
     assert str(config.distributed_type).split(".")[-1] == content["distributed_type"]
-    assert config.mixed_precision in ("no", "bf16", "fp16")
+    assert config.mixed_precision in ("no", "bf16", "fp16", "fp8")
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "hsdp", "ddp"])
+def test_several_machines_differ_in_nothing_else(name: str) -> None:
+    one, several = (
+        yaml.safe_load((FILES[0].parent / f"{each}.yaml").read_text()) for each in (name, f"{name}_multinode")
+    )
+    places = {"main_process_ip", "main_process_port", "rdzv_backend", "same_network"}
+    assert set(several) - set(one) == places
+    parallel = several.pop("parallelism_config", {})
+    assert not parallel or parallel["parallelism_config_dp_replicate_size"] == several["num_machines"]
+    assert (
+        not parallel
+        or several["num_processes"]
+        == parallel["parallelism_config_dp_replicate_size"] * (parallel["parallelism_config_dp_shard_size"])
+    )
+    for key in set(one) - {"num_processes", "num_machines", "parallelism_config"}:
+        assert several[key] == one[key], key

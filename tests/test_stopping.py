@@ -15,7 +15,11 @@ from tests import phases
 from tests.distributed import launch
 from tests.every_task._runs import Build, builder
 from tests.worker import carry_out, carry_out_and_ask
-from train import manifest
+from train import compilation, manifest
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:::torch", "ignore:The .grad attribute", "ignore:.*torch.jit"
+)  # its compiler's own
 
 TASK = {"reference": "preference", "generation": "seq2seq"}
 """The task that is in a phase; of the others every task is."""
@@ -23,6 +27,7 @@ TASK = {"reference": "preference", "generation": "seq2seq"}
 LEFT = {
     "encoding": None,
     "reference": None,
+    "compile": None,
     "first update": 1,
     "update": 3,
     "evaluation": 4,
@@ -42,8 +47,9 @@ def build(
 
 
 @pytest.fixture(autouse=True)
-def same_process() -> Iterator[None]:
-    """Put back the signal handlers that a run installs, and let it not have been asked."""
+def same_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put back the signal handlers that a run installs, and let it not have been asked; compile without C++."""
+    monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -56,10 +62,17 @@ def config_of(build: Build, phase: str, run: str) -> dict[str, Any]:
     """A run of 8 updates with dropout, judged and saved after the fourth and the last."""
     task = TASK.get(phase, "text_classification")
     settings: dict[str, Any] = {"precision": "fp32", "model__config": {}, "checkpoint": {"every": 4}}
+    if phase == "compile":
+        settings["compile"] = True
     config = build(task, run, **settings)
     if phase in ("encoding", "reference"):  # nobody has done before what is to be broken off
         config["data"]["cache"] += f"-{run}"
     return config
+
+
+def whole_of(build: Build, phase: str, run: str) -> dict[str, Any]:
+    """The run that is not asked, by which one is to be judged that is asked in this phase."""
+    return config_of(build, phase, f"{run}-compiled" if phase == "compile" else run)
 
 
 def outcome(config: dict[str, Any]) -> tuple[str, list[dict[str, float]]]:
@@ -92,7 +105,7 @@ def check_left(config: dict[str, Any], phase: str) -> None:
 
 @pytest.mark.parametrize("phase", phases.PHASES)
 def test_alone(phase: str, build: Build, request: pytest.FixtureRequest) -> None:
-    config, whole = config_of(build, phase, f"alone-{phase}"), config_of(build, phase, "alone")
+    config, whole = config_of(build, phase, f"alone-{phase}"), whole_of(build, phase, "alone")
     if not (Path(whole["output"]) / "DONE").exists():
         assert carry_out(whole) == 0
     assert carry_out_and_ask(config, phase, 0) == 0
@@ -103,7 +116,7 @@ def test_alone(phase: str, build: Build, request: pytest.FixtureRequest) -> None
 
 def test_one_of_two(build: Build, tmp_path: Path) -> None:
     """The second process is asked; in two phases the first one is, by the file."""
-    jobs: list[dict[str, Any]] = [{"config": config_of(build, phase, "two")} for phase in ("update", *TASK)]
+    jobs: list[dict[str, Any]] = [{"config": whole_of(build, phase, "two")} for phase in ("update", "compile", *TASK)]
     configs = {}
     for phase in phases.PHASES:
         config = configs[phase] = config_of(build, phase, f"two-{phase}")
@@ -111,7 +124,8 @@ def test_one_of_two(build: Build, tmp_path: Path) -> None:
         if phase in ("update", "evaluation"):
             ask = {"phase": phase, "rank": 0, "stop_file": str(Path(config["output"]) / "STOP")}
         jobs += [{"config": config, **ask}, {"config": config}]
+    jobs = [{**job, "backend": "aot_eager"} for job in jobs]
     launch(jobs, 2, tmp_path)
     for phase, config in configs.items():
-        assert outcome(config) == outcome(config_of(build, phase, "two")), phase
+        assert outcome(config) == outcome(whole_of(build, phase, "two")), phase
         assert not list(Path(config["output"]).glob("STOP*")), "nothing of it stays in the way"

@@ -7,7 +7,7 @@ its weights in fp32: to 1e-5.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tests.distributed import launch
 from tests.every_task._runs import Build, builder, runner, same
 from tests.strategies import environment
 from tests.worker import carry_out
+from train import zero
 
 SAMPLES = ("text_classification", "causal_lm")
 KINDS: dict[str, dict[str, Any]] = {"whole": {}, "lora": {"adapter": {"rank": 4}}}
@@ -29,6 +30,7 @@ CHANGES = [("fsdp2", 2, "ddp", 2), ("ddp", 2, "fsdp2", 2), ("fsdp2", 2, "alone",
            ("ddp", 4, "deepspeed_zero2", 2), ("deepspeed_zero3", 2, "fsdp2", 2), ("alone", 1, "deepspeed_zero3", 2),
            ("deepspeed_zero2", 2, "deepspeed_zero3", 2), ("deepspeed_zero3", 2, "deepspeed_zero3", 2)]  # fmt: skip
 """Stopped under the first, gone on under the second."""
+DEEPSPEED = zero.installed()
 POISONED = ("fsdp2", "deepspeed_zero2", "deepspeed_zero3")
 ZERO = [("text_classification", "whole", "deepspeed_zero2", 2), ("causal_lm", "lora", "deepspeed_zero3", 2)]
 QUICK = [case for case in CASES if case[2:] == ("fsdp2", 2) or case in ZERO]
@@ -42,6 +44,17 @@ def build(
 ) -> Build:
     models = {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder}
     return builder(tmp_path_factory.mktemp("strategies"), models)
+
+
+def here(*case: Any) -> Any:
+    """Mark a case to be skipped where it needs DeepSpeed, which `make test-deepspeed` installs."""
+    missing = any("zero" in str(each) for each in case) and not DEEPSPEED
+    return pytest.param(*case, marks=pytest.mark.skipif(missing, reason="DeepSpeed is not installed"))
+
+
+def possible(cases: Iterable[Any]) -> list[Any]:
+    """Leave out the cases that are skipped."""
+    return [case for case in cases if DEEPSPEED or not any("zero" in str(each) for each in case)]
 
 
 def settings(kind: str, *strategies: str) -> dict[str, Any]:
@@ -76,7 +89,7 @@ def carry_out_all(build: Build, cases: list[Any], changes: list[Any], folder: Pa
     going_on: dict[int, list[dict[str, Any]]] = {1: [], 2: [], 4: []}
     merged = build(SAMPLES[0], "merged", adapter={"rank": 4, "merge": True})
     begun[2].append({**job(merged, "fsdp2"), "refused": "adapter.merge: weights that are shared out cannot be merged"})
-    for how in POISONED:
+    for (how,) in possible((how,) for how in POISONED):
         config = build("causal_lm", f"{how}-poisoned", **settings("whole", how))
         begun[2].append({**job(config, how), "poison": [3]})
     for name, kind, how, world in cases:
@@ -127,17 +140,17 @@ def check(output: Path, world: int, reference: Path, *strategies: str) -> tuple[
 
 @pytest.fixture(scope="module")
 def runs(build: Build, tmp_path_factory: pytest.TempPathFactory) -> None:
-    carry_out_all(build, QUICK, QUICK_CHANGES, tmp_path_factory.mktemp("jobs"))
+    carry_out_all(build, possible(QUICK), possible(QUICK_CHANGES), tmp_path_factory.mktemp("jobs"))
 
 
-@pytest.mark.parametrize(("name", "kind", "how", "world"), QUICK)
+@pytest.mark.parametrize(("name", "kind", "how", "world"), [here(*case) for case in QUICK])
 def test_a_strategy_does_not_matter(
     name: str, kind: str, how: str, world: int, build: Build, alone: Callable[..., Path], runs: None
 ) -> None:
     check(Path(build(name, f"{how}-{world}-{kind}")["output"]), world, alone(name, kind, how), how)
 
 
-@pytest.mark.parametrize(("name", "before", "first", "after", "second"), QUICK_CHANGES)
+@pytest.mark.parametrize(("name", "before", "first", "after", "second"), [here(*case) for case in QUICK_CHANGES])
 def test_a_run_goes_on_under_another_strategy_and_world(
     name: str, before: str, first: int, after: str, second: int, build: Build, alone: Callable[..., Path], runs: None
 ) -> None:
@@ -145,7 +158,7 @@ def test_a_run_goes_on_under_another_strategy_and_world(
     check(output, second, alone(name, "whole", before, after), before, after)
 
 
-@pytest.mark.parametrize("how", POISONED)
+@pytest.mark.parametrize("how", [here(how) for how in POISONED])
 def test_an_update_that_is_not_finite_is_left_out(how: str, build: Build, runs: None) -> None:
     """By all processes alike, also if one alone has met it."""
     alone = build("causal_lm", f"alone-poisoned-{how}", micro_batch_size=32, **settings("whole", how))
@@ -159,10 +172,10 @@ def test_an_update_that_is_not_finite_is_left_out(how: str, build: Build, runs: 
 @pytest.mark.slow
 def test_the_whole_table(build: Build, alone: Callable[..., Path], tmp_path: Path) -> None:
     """Every task, strategy, world and change of them: the table of docs/strategies.md, with -s or -rP."""
-    changes = [(name, *change) for name in SAMPLES for change in CHANGES]
-    carry_out_all(build, CASES, changes, tmp_path)
+    cases, changes = possible(CASES), possible((name, *change) for name in SAMPLES for change in CHANGES)
+    carry_out_all(build, cases, changes, tmp_path)
     print("| task | what learns | strategy, processes | losses | weights |\n|---|---|---|---|---|")
-    for name, kind, how, world in CASES:
+    for name, kind, how, world in cases:
         found = check(Path(build(name, f"{how}-{world}-{kind}")["output"]), world, alone(name, kind, how), how)
         print(f"| {name} | {kind} | {how}, {world} | {found[0]:.1e} | {found[1]:.1e} |")
     for name, before, first, after, second in changes:

@@ -70,5 +70,7 @@ def between_adapter(content: Mapping[str, Any]) -> Iterator[str]:
             "adapter.merge: cannot go with adapter.quantize: what is merged would be rounded to so few bits again. "
             "Export the adapter; a run with it as model.path merges it into the weights as they were"
         )
+    if content.get("compile") is True:
+        yield "adapter.quantize: has not been tried with compile; leave one of them out"
     if content.get("precision") == "fp64":
         yield "adapter.quantize: there are no kernels for it in precision fp64; choose another precision"

@@ -93,6 +93,11 @@ class RunConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp64"] = Field(
         "auto", description="auto: bf16 where the hardware is fast at it, else fp32. accelerate's own setting wins."
     )
+    compile: bool = operational(
+        False,
+        "Compile the model's layers (torch.compile): the same losses but for rounding, dropout included. Takes a C++ "
+        "compiler and about a minute at the start; pays in long runs on a GPU, hardly on a CPU.",
+    )
     hub_token: SecretStr | None = Field(None, exclude=True, repr=False, description="Never written anywhere.")
     task: SerializeAsAny[TaskConfig]
     data: DataConfig

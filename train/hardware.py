@@ -34,6 +34,8 @@ def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerat
     chosen = told if told != "no" else resolve(precision, cpu=cpu)
     if chosen == "fp16" and cpu:
         raise UserError("precision: fp16 needs a GPU (on CPU it would have no effect); use bf16 or fp32")
+    if chosen == "fp8":
+        _check_fp8(cpu=cpu)
     network.choose_interface()
     if cpu:
         _set_threads()
@@ -44,6 +46,30 @@ def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerat
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout + 30))
     mixed = chosen if chosen in ("bf16", "fp16", "fp8") else "no"
     return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction, group]), chosen
+
+
+def _check_fp8(*, cpu: bool) -> None:
+    """Refuse fp8, which only `accelerate` can be told, where it cannot be: Accelerate's own words do not help."""
+    import torch
+    from accelerate.utils import is_torchao_available
+
+    capability = (0, 0) if cpu or not torch.cuda.is_available() else torch.cuda.get_device_capability()
+    if capability < (8, 9):
+        found = "a CPU" if cpu else f"one of {'.'.join(map(str, capability))}"
+        raise UserError(
+            "accelerate was asked for mixed precision fp8, which needs a GPU of compute capability 8.9 or more (L4, "
+            f"H100, B200); here is {found}. Use bf16"
+        )
+    if not is_torchao_available():
+        raise UserError(
+            "accelerate was asked for mixed precision fp8, which needs torchao 0.6.1 or newer: pip install torchao, or "
+            "use bf16"
+        )
+    if os.environ.get("ACCELERATE_FP8_BACKEND", "NO").upper() not in ("AO", "NO"):  # NO: torchao, where it is
+        raise UserError(
+            "accelerate was asked for fp8 by another library than torchao, which would put other layers into the model "
+            "and its checkpoints; say fp8_config: {backend: AO} as in accelerate_configs/fp8.yaml"
+        )
 
 
 def resolve(precision: str, *, cpu: bool) -> str:

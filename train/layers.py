@@ -106,6 +106,24 @@ def unused(model: nn.Module, forward: Callable[[], object]) -> list[str]:
     return [name for name, parameter in named.items() if parameter not in uses]
 
 
+def named_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers that the parts of a model name as such, but for those with the input embedding in them.
+
+    They are what is shared out one by one, and what is compiled. Accelerate shares the embedding out by itself, and
+    would do so a second time.
+    """
+    names: set[str] = set()
+    embeddings: set[nn.Module] = set()
+    module: Any
+    for module in model.modules():
+        names.update(getattr(module, "_no_split_modules", None) or ())
+        if hasattr(module, "get_input_embeddings"):
+            embeddings.add(module.get_input_embeddings())
+    for module in model.modules():
+        if type(module).__name__ in names and embeddings.isdisjoint(module.modules()):
+            yield module
+
+
 class _Watch(TorchFunctionMode):
     """Notes when each parameter is used: in any operation that makes a tensor (asking for its dtype is none)."""
 

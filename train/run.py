@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
-from torch import Tensor
 
 from data.batches import Batches, Feed
 from data.errors import UserError
 from data.order import Order, shares
 from data.plan import Bounds
-from train import adapter, files, hardware, launches, logs, metrics, output, shards, signals, strategy, watch
+from train import (
+    adapter,
+    compilation,
+    files,
+    hardware,
+    launches,
+    logs,
+    metrics,
+    output,
+    shards,
+    signals,
+    strategy,
+    watch,
+)
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.coupling import coupled, unchanged
@@ -31,9 +40,10 @@ from train.journal import Journal
 from train.layers import depths, unused
 from train.learned import Learned
 from train.loop import Every, fit
-from train.memory import ONE_ROW, Memory, is_lacking
+from train.memory import Memory
 from train.optim import build_optimizer, rate, scales
 from train.preparation import judging, prepared
+from train.rehearsal import compile_now, first_loss, nothing
 from train.signals import Stopped
 from train.streams import stream_batches
 from train.tracking import Tracker
@@ -170,17 +180,22 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
     found: dict[str, int] = {}
     if settings.by_layer:
         new = adapter.renamed(ingredients.model, ingredients.new_parameters)
-        found = depths(ingredients.model, _first_loss(ingredients, batches), new)
+        found = depths(ingredients.model, first_loss(ingredients, batches), new)
     built = build_optimizer(ingredients.model, settings, found)
     scale = scales(settings, built, unfreeze, updates)
     if strategy.copies(accelerator):
-        missing = len(unused(ingredients.model, _first_loss(ingredients, batches)))
+        missing = len(unused(ingredients.model, first_loss(ingredients, batches)))
         total = accelerator.reduce(torch.tensor(missing, device=accelerator.device), "sum")
         # DDP would wait for gradients that never come; all processes must look for them, or none
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
+        accelerator.ddp_handler.static_graph = not total.item()  # see `strategy.Prepared.settle`
+    if config.compile:
+        compilation.compile_layers(ingredients.model)
     spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision, settings.max_grad_norm)
     spread.model.train()
-    spread.settle(_nothing(spread.model, ingredients, batches))
+    spread.settle(nothing(spread.model, ingredients, batches))
+    if config.compile:
+        compile_now(spread, ingredients, batches)
     return Learner(
         spread,
         task.loss,
@@ -194,37 +209,6 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
         anticipate=partial(coupled, task, accelerator) if task.couples else unchanged,
         memory=Memory(accelerator, batches.cuts, Path(config.output)),
     )
-
-
-def _nothing(model: Any, ingredients: Ingredients, batches: Feed) -> Callable[[], Tensor]:
-    """Return what computes a loss that teaches nothing."""
-
-    def forward() -> Tensor:
-        one_row = replace(batches.cuts, bounds=Bounds(rows=1), smaller=[])  # which fits, if anything does
-        tensors = send_to_device(one_row.batch(1).parts[0].tensors, ingredients.accelerator.device)
-        return ingredients.task.loss(model, tensors) * 0
-
-    return forward
-
-
-def _first_loss(ingredients: Ingredients, batches: Feed) -> Callable[[], object]:
-    """Return the forward pass of this process's first micro-batch: to watch what it uses."""
-    accelerator, task = ingredients.accelerator, ingredients.task
-    model = ingredients.model.to(accelerator.device)
-    in_order_of_size = batches.cuts, replace(batches.cuts, bounds=Bounds(rows=1))
-
-    def forward() -> object:
-        for cut in in_order_of_size:
-            try:
-                tensors = send_to_device(cut.batch(1).parts[0].tensors, accelerator.device)
-                with accelerator.autocast():
-                    return task.loss(model, tensors)
-            except RuntimeError as error:
-                if not is_lacking(error):
-                    raise
-        raise UserError(ONE_ROW)
-
-    return forward
 
 
 def _evaluators(config: RunConfig, ingredients: Ingredients, model: Any, bounds: Bounds) -> dict[str, Evaluator]:
@@ -267,6 +251,8 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, update
     journal.say(f"task    {ingredients.task}")
     journal.say(f"model   {config.model.origin}, {parameters}{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
+    if compiled := compilation.describe(ingredients.model):
+        journal.say(f"compile {compiled}; texts are written without")
     journal.say(
         f"data    {examples} examples; {splits['train'].longest:,} of train reach {ingredients.max_length} tokens"
     )

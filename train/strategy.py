@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 
 from data.errors import UserError
 from train import shards, zero
+from train.layers import named_layers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -100,12 +101,14 @@ class Prepared:
         return any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters())
 
     def settle(self, nothing: Callable[[], Tensor]) -> None:
-        """See `Strategy`. DDP arranges its buckets after the first backward pass.
+        """See `Strategy`. DDP learns its graph and arranges its buckets in its first backward pass.
 
         The arrangement decides in which order more than two processes are summed: a resumed run would differ in the
-        last bits from one that went on.
+        last bits from one that went on. And a static graph is legal for this reason alone: of an update in several
+        micro-batches all but the last are in `no_sync`, and DDP fails if it meets that first (torch 2.13: "INTERNAL
+        ASSERT FAILED"); afterwards their number may change from update to update.
         """
-        if self.accelerator.num_processes > 2 and isinstance(self.model, nn.parallel.DistributedDataParallel):
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
             self.accelerator.backward(nothing())
             self.model.zero_grad()
 
@@ -206,24 +209,7 @@ def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) ->
         param_dtype=computed, reduce_dtype=torch.float32 if computed else None
     )
     if plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in _layers(model)})
-
-
-def _layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers that the parts of a model name as such, but for those with the input embedding in them.
-
-    Accelerate shares the embedding out by itself, and would do so a second time.
-    """
-    names: set[str] = set()
-    embeddings: set[nn.Module] = set()
-    module: Any
-    for module in model.modules():
-        names.update(getattr(module, "_no_split_modules", None) or ())
-        if hasattr(module, "get_input_embeddings"):
-            embeddings.add(module.get_input_embeddings())
-    for module in model.modules():
-        if type(module).__name__ in names and embeddings.isdisjoint(module.modules()):
-            yield module
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in named_layers(model)})
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -30,6 +30,11 @@ AT_ONCE = 2**28
 """Bytes that a process reads whole at a time."""
 
 
+def installed() -> bool:
+    """Whether DeepSpeed is here."""
+    return importlib.util.find_spec("deepspeed") is not None
+
+
 def check(accelerator: Accelerator, *, unfreezes: bool = False) -> None:
     """Refuse what DeepSpeed can and this module cannot, or what it would decide against the config.
 
@@ -37,7 +42,7 @@ def check(accelerator: Accelerator, *, unfreezes: bool = False) -> None:
     """
     from transformers.integrations import deepspeed
 
-    if importlib.util.find_spec("deepspeed") is None:
+    if not installed():
         raise UserError("accelerate was asked for DEEPSPEED, which is not here: pip install 'lockstep[deepspeed]'")
     plugin: Any = accelerator.state.deepspeed_plugin
     settings: Any = plugin.deepspeed_config

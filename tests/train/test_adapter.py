@@ -219,6 +219,7 @@ def test_what_cannot_be_right_is_refused() -> None:
         ({"adapter": {"target_modules": "all"}}, "adapter.target_modules: must be 'auto' or a list"),
         ({"adapter": {"quantize": "4bit", "merge": True}, "precision": "fp32"}, "adapter.merge: cannot go with"),
         ({"adapter": {"quantize": "4bit"}}, "no kernels for it in precision fp64"),
+        ({"adapter": {"quantize": "4bit"}, "precision": "fp32", "compile": True}, "has not been tried with compile"),
         (
             {"adapter": {}, "task": "sentence_embedding"},
             r"adapter\.merge: must be true with the task sentence_embedding",

@@ -34,6 +34,35 @@ def test_fp16_on_a_cpu_is_refused() -> None:
         build_accelerator("fp16")
 
 
+@pytest.mark.parametrize(
+    ("capability", "package", "backend", "told"),
+    [
+        (None, True, "AO", r"compute capability 8\.9 or more .* here is a CPU\. Use bf16"),
+        ((8, 0), True, "AO", r"here is one of 8\.0\. Use bf16"),
+        ((9, 0), False, "AO", "needs torchao 0.6.1 or newer: pip install torchao"),
+        ((9, 0), True, "TE", r"another library than torchao.* fp8_config: \{backend: AO\}"),
+        ((9, 0), True, "AO", None),
+    ],
+)
+def test_fp8_where_it_cannot_be_is_refused(
+    capability: tuple[int, int] | None, package: bool, backend: str, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    monkeypatch.setenv("ACCELERATE_FP8_BACKEND", backend)
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda wanted: None)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr("accelerate.utils.is_torchao_available", lambda: package)
+    monkeypatch.setattr("accelerate.Accelerator", lambda **settings: settings)
+    if told is None:
+        found: Any = build_accelerator("auto")
+        assert (found[0]["mixed_precision"], found[1]) == ("fp8", "fp8")
+        return
+    with pytest.raises(UserError, match=told):
+        build_accelerator("auto")
+
+
 @on_cpu
 def test_what_accelerate_was_told_wins(
     make_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

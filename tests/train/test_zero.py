@@ -18,6 +18,12 @@ def asked(**changes: Any) -> Any:
     return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin), num_processes=2)
 
 
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether or not it is."""
+    monkeypatch.setattr(zero, "installed", lambda: True)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -51,6 +57,6 @@ def test_precisions_that_it_would_change(precision: str) -> None:
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(zero, "installed", lambda: False)
     with pytest.raises(UserError, match=r"pip install 'lockstep\[deepspeed\]'"):
         zero.check(asked())

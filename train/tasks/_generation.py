@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from data.errors import UserError
 from data.order import derive
 from data.section import Section
-from train import signals, watch
+from train import compilation, signals, watch
 from train.tasks import _proof
 from train.tasks.base import IGNORED, WINDOW
 
@@ -122,11 +122,12 @@ class Generation(Section):
             assert keys is not None, "nothing to draw from"
             settings.do_sample, settings.temperature, settings.top_k, settings.top_p = False, 1.0, 50, 1.0
             drawn = self._draw(torch.bitwise_xor(keys, derive(self.seed, "generation")))
-        found: Tensor = owner.generate(
-            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=drawn,
-            stopping_criteria=[_asked, *([_Stop(self.stop, tokenizer, begins)] if self.stop else [])],
-            synced_gpus=shared_out or None,
-        )  # fmt: skip
+        with compilation.eager():  # with a cache each token would be a case of its own
+            found: Tensor = owner.generate(
+                input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=drawn,
+                stopping_criteria=[_asked, *([_Stop(self.stop, tokenizer, begins)] if self.stop else [])],
+                synced_gpus=shared_out or None,
+            )  # fmt: skip
         found = found[:, begins:].clone()
         if settings.eos_token_id is not None:  # without an end all texts are as long as they may be
             over = torch.isin(found, torch.tensor(settings.eos_token_id, device=found.device))

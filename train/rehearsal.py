@@ -1,0 +1,80 @@
+"""Forward and backward passes before the first update: they teach nothing, and find out what is used or settle it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
+
+from data.batches import Feed
+from data.errors import UserError
+from data.plan import Bounds
+from train import compilation, signals, watch
+from train.ingredients import Ingredients
+from train.memory import ONE_ROW, is_lacking
+from train.strategy import Strategy, copies
+from train.together import meet
+
+
+def first_loss(ingredients: Ingredients, batches: Feed) -> Callable[[], object]:
+    """Return the forward pass of this process's first micro-batch: to watch what it uses."""
+    accelerator, task = ingredients.accelerator, ingredients.task
+    model = ingredients.model.to(accelerator.device)
+    in_order_of_size = batches.cuts, replace(batches.cuts, bounds=Bounds(rows=1))
+
+    def forward() -> object:
+        for cut in in_order_of_size:
+            try:
+                tensors = send_to_device(cut.batch(1).parts[0].tensors, accelerator.device)
+                with accelerator.autocast():
+                    return task.loss(model, tensors)
+            except RuntimeError as error:
+                if not is_lacking(error):
+                    raise
+        raise UserError(ONE_ROW)
+
+    return forward
+
+
+def nothing(model: Any, ingredients: Ingredients, batches: Feed) -> Callable[[], Tensor]:
+    """Return what computes a loss of zero, of a single row: it fits, if anything does."""
+
+    def forward() -> Tensor:
+        one_row = replace(batches.cuts, bounds=Bounds(rows=1), smaller=[])
+        tensors = send_to_device(one_row.batch(1).parts[0].tensors, ingredients.accelerator.device)
+        with compilation.eager():  # it would be compiled for itself
+            return ingredients.task.loss(model, tensors) * 0
+
+    return forward
+
+
+def compile_now(spread: Strategy, ingredients: Ingredients, batches: Feed) -> None:
+    """Let the layers that are to be compiled be so, by the run's first micro-batch.
+
+    Kernels are made for sizes like those that they meet first: of a resumed run, too, these are the first update's, so
+    that it computes to the last bit what one computes that went on. Raises `UserError` where nothing can be compiled,
+    and `Stopped` on all processes if one was asked to stop meanwhile.
+    """
+    accelerator = ingredients.accelerator
+    apart = copies(accelerator) or accelerator.num_processes == 1  # copies do not wait for each other here
+    watch.beat()
+    try:
+        tensors = send_to_device(batches.cuts.batch(1).parts[0].tensors, accelerator.device)
+        with compilation.explained():
+            loss = ingredients.task.loss(spread.net if apart else spread.model, tensors) * 0
+            spread.backward(loss)
+    except RuntimeError as error:
+        if not is_lacking(error):
+            raise
+        if not apart:
+            raise UserError(
+                "out of memory with the first micro-batch: lower micro_batch_size or micro_batch_tokens"
+            ) from error
+        clear_device_cache(garbage_collection=True)  # the first update finds what fits
+    spread.model.zero_grad()
+    watch.beat()
+    meet(signals.stopping())
