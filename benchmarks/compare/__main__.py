@@ -50,7 +50,9 @@ def compare(work: Workload, peers: list[str], rounds: int, folder: Path, results
         for peer in peers if turn % 2 == 0 else reversed(peers):
             found = measure(peer, work, folder)
             told[peer].append(found)
-            print(f"{work.name} round {turn + 1} {peer}: {found['tokens'] / found['seconds']:,.0f} tokens/s", flush=True)
+            print(
+                f"{work.name} round {turn + 1} {peer}: {found['tokens'] / found['seconds']:,.0f} tokens/s", flush=True
+            )
     lengths = draw(work)
     lines = [
         f"## {work.name}: batches of {work.batch}, {work.precision}, {work.updates - work.warm} updates counted, {rounds} rounds",

@@ -40,7 +40,9 @@ def table(rounds: Rounds, work_per_token: float, best_matmul: float) -> list[str
     for peer, tellings in rounds.items():
         speeds = [speed(told) for told in tellings]
         median, low, high = ratio(ours, speeds)
-        middle = {key: float(np.median([told[key] for told in tellings])) for key in ("efficiency", "memory", "first_update")}
+        middle = {
+            key: float(np.median([told[key] for told in tellings])) for key in ("efficiency", "memory", "first_update")
+        }
         loss = np.mean([np.mean(told["losses"]) for told in tellings])
         lines.append(
             f"| {peer} | {np.median(speeds):,.0f} | {median:.2f} ({low:.2f} to {high:.2f}) | {middle['efficiency']:.2f} | "

@@ -90,7 +90,9 @@ def write_rows(work: Workload, folder: Path) -> Path:
     if file.exists():
         return file
     vocabulary = (minilm() / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    words = [word for word in vocabulary[1996:] if word.isascii() and word.isalpha()]  # whole words, most frequent first
+    words = [
+        word for word in vocabulary[1996:] if word.isascii() and word.isalpha()
+    ]  # whole words, most frequent first
     generator = np.random.default_rng(1)
     half = len(words) // 2
     lines = []
