@@ -1,7 +1,7 @@
 """Encoders that compute no padding: between their first and their last layer there are real tokens only.
 
-Hooks around the stack of layers take (B, T, d) apart into (1, N, d), the N real tokens of the batch, and put it together
-again; only attention itself, which needs rows, is computed on padded ones. The model's own code does not know of it.
+Hooks around the stack of layers take (B, T, d) apart into (1, N, d), the N real tokens of the batch, and put it
+together again; only attention itself, which needs rows, is computed on padded ones. The model's own code does not know.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _layout: Layout | None = None
 
 
 def enable(model: PreTrainedModel) -> bool:
-    """Let an encoder on a CPU compute real tokens only, if that is tried and gives the same; return whether it does.
+    """Let a model that writes no text compute real tokens only, if that is tried and gives the same; return whether.
 
-    Not on GPUs, where attention on padded rows would take what is won, nor where layers are computed a second time in
-    the backward pass.
+    On CPUs: on a GPU attention on padded rows would take what is won. Not where layers are computed a second time in
+    the backward pass, which does not know the batch.
     """
     base: Any = model.base_model
     blocks = list(stacks(base))
@@ -71,8 +71,8 @@ def enable(model: PreTrainedModel) -> bool:
 
 def _can(model: Any) -> bool:
     config = model.config
-    causal = config.is_encoder_decoder or getattr(config, "is_decoder", False)
-    return model.device.type == "cpu" and not causal and config._attn_implementation == "sdpa" and not _twice(model)
+    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or model.can_generate()  # with a cache
+    return model.device.type == "cpu" and not writes and config._attn_implementation == "sdpa" and not _twice(model)
 
 
 def _twice(model: Any) -> bool:
@@ -104,7 +104,7 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         return
     places = mask.flatten().nonzero().flatten()
     if len(places) < mask.numel():
-        _layout = Layout(*mask.shape, places)
+        _layout = Layout(len(mask), mask.shape[1], places)
         base.config._attn_implementation_internal = NAME
 
 
@@ -115,7 +115,7 @@ def _end(base: Any, given: Any, output: Any) -> None:
 
 
 def _flatten(block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """Take apart what has a place for each token: hidden states before the first block, rotations before all of them."""
+    """Take apart what has a place for each token: hidden states before the first block, rotations before each."""
     if _layout is None:
         return None
     return tuple(map(_flattened, given)), {name: _flattened(value) for name, value in named.items()}
@@ -144,8 +144,8 @@ def _attention(
 
     layout = _layout
     assert layout is not None
-    padded = [layout.padded(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value)]
-    found, _ = sdpa_attention_forward(module, *padded, attention_mask, **options)
+    query, key, value = (layout.padded(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
+    found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return layout.flat(found), None
 
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare.figures import table
+from benchmarks.compare.figures import speed, table
 from benchmarks.compare.workloads import WORKLOADS, Workload, draw, flops, model_folder, write_rows
 
 PEERS = ("ours", "raw", "trainer", "trainer_tuned", "usual")
@@ -50,12 +50,11 @@ def compare(work: Workload, peers: list[str], rounds: int, folder: Path, results
         for peer in peers if turn % 2 == 0 else reversed(peers):
             found = measure(peer, work, folder)
             told[peer].append(found)
-            print(
-                f"{work.name} round {turn + 1} {peer}: {found['tokens'] / found['seconds']:,.0f} tokens/s", flush=True
-            )
+            print(f"{work.name} round {turn + 1} {peer}: {speed(found):,.0f} tokens/s", flush=True)
     lengths = draw(work)
     lines = [
-        f"## {work.name}: batches of {work.batch}, {work.precision}, {work.updates - work.warm} updates counted, {rounds} rounds",
+        f"## {work.name}: batches of {work.batch}, {work.precision}, {work.updates - work.warm} updates counted, "
+        f"{rounds} rounds",
         "", where(), "", *table(told, flops(work, shape, lengths) / int(lengths.sum()), best_matmul()), "",
     ]  # fmt: skip
     print("\n".join(lines), flush=True)

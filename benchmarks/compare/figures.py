@@ -33,20 +33,19 @@ def table(rounds: Rounds, work_per_token: float, best_matmul: float) -> list[str
     work_per_token: floating point operations of a real token, forward and backward; best_matmul: a second, as measured.
     """
     lines = [
-        "| | real tokens/s | ours / this (95 %) | padding efficiency | of the best matmul | peak memory | first update | loss |",
+        "| | real tokens/s | ours / this (95 %) | padding efficiency | of the best matmul | memory | first update | loss |",
         "|---|---|---|---|---|---|---|---|",
     ]
     ours = [speed(told) for told in rounds["ours"]]
     for peer, tellings in rounds.items():
         speeds = [speed(told) for told in tellings]
         median, low, high = ratio(ours, speeds)
-        middle = {
-            key: float(np.median([told[key] for told in tellings])) for key in ("efficiency", "memory", "first_update")
-        }
+        efficiency, memory, first = (
+            float(np.median([told[key] for told in tellings])) for key in ("efficiency", "memory", "first_update")
+        )
         loss = np.mean([np.mean(told["losses"]) for told in tellings])
         lines.append(
-            f"| {peer} | {np.median(speeds):,.0f} | {median:.2f} ({low:.2f} to {high:.2f}) | {middle['efficiency']:.2f} | "
-            f"{np.median(speeds) * work_per_token / best_matmul:.2f} | {middle['memory']:,.0f} MB | "
-            f"{middle['first_update']:.1f} s | {loss:.4f} |"
+            f"| {peer} | {np.median(speeds):,.0f} | {median:.2f} ({low:.2f} to {high:.2f}) | {efficiency:.2f} | "
+            f"{np.median(speeds) * work_per_token / best_matmul:.2f} | {memory:,.0f} MB | {first:.1f} s | {loss:.4f} |"
         )
     return lines

@@ -85,7 +85,7 @@ def draw(work: Workload) -> NDArray[np.int64]:
 
 
 def write_rows(work: Workload, folder: Path) -> Path:
-    """Write texts of these lengths, of words that are one token each, with labels that can be learned; return the file."""
+    """Write texts of these lengths, of words that are one token each, with labels to learn; return the file."""
     file = folder / f"{work.name}.jsonl"
     if file.exists():
         return file

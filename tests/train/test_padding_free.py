@@ -109,7 +109,9 @@ CANNOT: dict[str, Callable[[], Any]] = {
         transformers.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c"])
     ),
     "eager": lambda: make("Bert", attn_implementation="eager"),
-    "a decoder": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2)),
+    "it writes": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
+    ),
     "is_decoder": lambda: make("Bert", is_decoder=True),
     "computed twice": lambda: checkpointing(make("Bert")),
     "no layers": lambda: make("Bert", num_hidden_layers=0),
