@@ -33,7 +33,7 @@ def table(rounds: Rounds, work_per_token: float, best_matmul: float) -> list[str
     work_per_token: floating point operations of a real token, forward and backward; best_matmul: a second, as measured.
     """
     lines = [
-        "| | real tokens/s | ours / this (95 %) | padding efficiency | of the best matmul | memory | first update | loss |",
+        "| | real tokens/s | ours / this (95 %) | padding efficiency | of best matmul | memory | first update | loss |",
         "|---|---|---|---|---|---|---|---|",
     ]
     ours = [speed(told) for told in rounds["ours"]]
