@@ -49,6 +49,7 @@ LAYERS: dict[str, float] = {
     "train.compilation": 0.25,
     "train.hardware": 0,
     "train.layers": 0,
+    "train.padding_free": 0.25,
     "train.tracking_feed": 0,
     "train.overrides": 0,
     "train.concat_pooling": 0,

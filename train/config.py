@@ -98,6 +98,9 @@ class RunConfig(Section):
         "Compile the model's layers (torch.compile): the same losses but for rounding, dropout included. Takes a C++ "
         "compiler and about a minute at the start; pays in long runs on a GPU, hardly on a CPU.",
     )
+    padding_free: bool = operational(
+        True, "Let an encoder on a CPU compute real tokens only, where that is tried and gives the same."
+    )
     hub_token: SecretStr | None = Field(None, exclude=True, repr=False, description="Never written anywhere.")
     task: SerializeAsAny[TaskConfig]
     data: DataConfig

@@ -17,6 +17,7 @@ from train import adapter, hardware, metrics, plugins, strategy, tasks
 from train.config import RunConfig
 from train.limits import longest_input
 from train.model import load_model
+from train.padding_free import enable
 from train.quantization import quantize
 from train.streams import Streamed, look
 from train.streams import known as known_streams
@@ -42,6 +43,8 @@ class Ingredients:
     max_length: int
     streams: Sequence[Stream] = ()
     """The sources of data.train, if they are streamed."""
+    padding_free: bool = False
+    """Whether the model computes real tokens only."""
 
 
 def cache_folder(config: RunConfig) -> Path:
@@ -86,6 +89,7 @@ def read(config: RunConfig) -> Ingredients:
     model.to(accelerator.device)
     with accelerator.autocast():  # what is proved of a kernel is true of this device and precision only
         task.check_model(model)
+        padding_free = config.padding_free and not config.compile and enable(model)
     limit = longest_input(model, tokenizer)
     max_length = config.data.max_length or min(512, limit)
     if max_length > limit:
@@ -108,7 +112,7 @@ def read(config: RunConfig) -> Ingredients:
     task.initialize(model, fresh, splits)
     if config.adapter:
         model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
-    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length, streams)
+    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length, streams, padding_free)
 
 
 def _open(config: RunConfig, cache: Path, token: str | None) -> tuple[dict[str, list[list[Rows]]], Streamed | None]:

@@ -28,8 +28,8 @@ def depths(model: nn.Module, forward: Callable[[], object], new: Collection[str]
     not tell it: XLM-R registers its head first, OPT its last norm, BART the norm of its embeddings after its blocks.
     Raises `UserError` where the model has no blocks.
     """
-    stacks = dict(_stacks(model))
-    if not stacks:
+    found = dict(stacks(model))
+    if not found:
         raise UserError(
             f"optim.layer_decay, optim.unfreeze: {type(model).__name__} has no layers that can be told apart (no "
             "ModuleList of blocks); leave these keys out"
@@ -37,15 +37,15 @@ def depths(model: nn.Module, forward: Callable[[], object], new: Collection[str]
     named = dict(model.named_parameters())
     aliases = list(model.named_parameters(remove_duplicate=False))
     place: dict[Tensor, int] = {}
-    for blocks in stacks.values():
+    for blocks in found.values():
         for depth, block in enumerate(reversed(blocks), 1):
             place.update((parameter, min(depth, place.get(parameter, depth))) for parameter in block.parameters())
     uses = _uses(model, named.values(), forward)
     spans = {
         path: [_union(uses[parameter] for parameter in block.parameters() if parameter in uses) for block in blocks]
-        for path, blocks in stacks.items()
+        for path, blocks in found.items()
     }
-    bottom = max(len(blocks) for blocks in stacks.values()) + 1
+    bottom = max(len(blocks) for blocks in found.values()) + 1
     for name, parameter in named.items():
         if parameter not in place:
             place[parameter] = _outside(name, uses.get(parameter), spans, bottom)
@@ -53,7 +53,7 @@ def depths(model: nn.Module, forward: Callable[[], object], new: Collection[str]
     return {name: place[parameter] for name, parameter in named.items()}
 
 
-def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
+def stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     """Yield path and blocks of every stack: lists that lie in no other list, the lowest block first.
 
     A list of single layers (projections, norms) is a part of the stack if it is as long as the stack, as in XLM.

@@ -27,6 +27,7 @@ from train.journal import clock
 from train.memory import Fitting
 from train.model import load_model
 from train.model_config import ModelConfig
+from train.padding_free import enable
 from train.tasks._generation import Generation
 from train.tasks.base import Predictor, Task
 from train.tokenizer import ids, load_tokenizer
@@ -79,7 +80,10 @@ def predict(request: Request) -> bool:
         )
     except UserError as error:
         raise _in_our_words(error) from error
-    model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True).eval()
+    model = model.to(accelerator.device)
+    with accelerator.autocast():
+        enable(model)
+    model = accelerator.prepare_model(model, evaluation_mode=True).eval()
     folder = request.output.with_name(f".{request.output.name}.parts")
     plan = {
         "model": weights.fingerprint(str(request.model)),

@@ -14,10 +14,13 @@ from train.reference import referred
 from train.signals import Stopped
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    pass
 
 CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
 """What one more micro-batch costs, in tokens that could be computed in that time."""
+
+PADDING_FREE_OVERHEAD = 400
+"""The same where padding costs next to nothing."""
 
 
 def prepared(config: RunConfig) -> Ingredients:
@@ -52,14 +55,16 @@ def _referred(config: RunConfig, found: Ingredients) -> Ingredients:
     """Return the ingredients with what their model, still the starting one, says of the examples, if that matters."""
     if not config.task.refers:
         return found
-    bounds = judging(config, found.accelerator)
+    bounds = judging(config, found)
     splits = referred(
         found.task, found.model, found.splits, found.accelerator, found.precision, bounds, cache_folder(config)
     )
     return replace(found, splits=splits)
 
 
-def judging(config: RunConfig, accelerator: Accelerator) -> Bounds:
+def judging(config: RunConfig, found: Ingredients) -> Bounds:
     """Return the bounds of micro-batches without gradients."""
-    overhead = CUT_OVERHEAD.get(accelerator.device.type, CUT_OVERHEAD["cuda"])
+    overhead = CUT_OVERHEAD.get(found.accelerator.device.type, CUT_OVERHEAD["cuda"])
+    if found.padding_free:
+        overhead = PADDING_FREE_OVERHEAD
     return Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)

@@ -147,7 +147,7 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
 def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Feed, Bounds]:
     """Return the batches of the run, and the bounds of an evaluation's micro-batches."""
     accelerator, train = ingredients.accelerator, ingredients.splits["train"]
-    bounds = judging(config, accelerator)
+    bounds = judging(config, ingredients)
     tokens = config.micro_batch_tokens or (None if config.micro_batch_size else MICRO_BATCH_TOKENS)
     weights = [None if ingredients.streams else source.weight for source in config.data.train]
     per_source = shares(list(train.sizes), weights)
@@ -250,6 +250,9 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, update
     journal.say(f"task    {ingredients.task}")
     journal.say(f"model   {config.model.origin}, {parameters}{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
+    padding = f"padding efficiency {batches.padding_efficiency():.3f}"
+    if ingredients.padding_free:
+        padding = "padding is not computed"
     if compiled := compilation.describe(ingredients.model):
         journal.say(f"compile {compiled}; texts are written without")
     journal.say(
@@ -260,9 +263,6 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, update
             journal.say(f"        {len(encoded.skipped):,} rows of {role} skipped, the first: {encoded.skipped[0]}")
             if journal.speaks:
                 files.write(Path(config.output) / f"skipped_rows_{role}.txt", "\n".join(encoded.skipped) + "\n")
-    journal.say(
-        f"plan    {updates:,} updates of {config.batch_size} examples, {batches}; "
-        f"padding efficiency {batches.padding_efficiency():.3f}"
-    )
+    journal.say(f"plan    {updates:,} updates of {config.batch_size} examples, {batches}; {padding}")
     if journal.first:
         journal.say(f"resume  after update {journal.first}")

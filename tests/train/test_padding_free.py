@@ -1,0 +1,132 @@
+"""Encoders without padding compute what they compute with it; what cannot be so is left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from train import padding_free
+
+SIZES = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+KINDS: dict[str, dict[str, Any]] = {
+    "Bert": SIZES,
+    "Roberta": {**SIZES, "pad_token_id": 1},
+    "Electra": {**SIZES, "embedding_size": 16},
+    "Albert": {**SIZES, "embedding_size": 8},
+    "DistilBert": {"vocab_size": 60, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32},
+    "ModernBert": {**SIZES, "num_hidden_layers": 3, "global_attn_every_n_layers": 2, "local_attention": 4,
+                   "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+}  # fmt: skip
+LENGTHS = (7, 2, 11, 5)
+
+
+def make(kind: str, head: str = "ForTokenClassification", **settings: Any) -> Any:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**KINDS[kind], **settings})
+    return getattr(transformers, kind + head)(config).double().eval()
+
+
+def batch(side: str = "right") -> dict[str, Tensor]:
+    width, lengths = max(LENGTHS), torch.tensor(LENGTHS)[:, None]
+    mask = (torch.arange(width)[None] < lengths).long()
+    ids = torch.randint(5, 60, mask.shape, generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "attention_mask": mask if side == "right" else mask.flip(1)}
+
+
+def learned(model: nn.Module, given: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return the logits of real tokens, and the gradients of all parameters."""
+    model.zero_grad()
+    logits = model(**given).logits[given["attention_mask"].bool()]
+    (logits**2).sum().backward()
+    return logits.detach(), [each.grad.clone() for each in model.parameters() if each.grad is not None]
+
+
+def counting(base: Any) -> list[tuple[int, ...]]:
+    """Note the shape of what the last linear layer is given in each pass."""
+    seen = list[tuple[int, ...]]()
+    last = [module for module in base.modules() if isinstance(module, nn.Linear)][-1]
+    last.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    return seen
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_the_same(kind: str, side: str) -> None:
+    """Logits and every gradient, float64 to 1e-9; the layers see 25 tokens, not 44."""
+    model, given = make(kind), batch(side)
+    logits, gradients = learned(model, given)
+    assert padding_free.enable(model)
+    seen = counting(model.base_model)
+    found, others = learned(model, given)
+    assert (1, sum(LENGTHS)) in {shape[:2] for shape in seen}
+    assert torch.allclose(found, logits, rtol=1e-9, atol=1e-12)
+    assert len(others) == len(gradients) >= 20
+    assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))
+
+
+def test_without_padding_nothing_is_taken_apart() -> None:
+    model, ids = make("Bert"), batch()["input_ids"]
+    expected = model(input_ids=ids).logits
+    assert padding_free.enable(model)
+    seen = counting(model.base_model)
+    for mask in ({}, {"attention_mask": torch.ones_like(ids)}):
+        assert torch.equal(model(input_ids=ids, **mask).logits, expected)
+    assert {shape[:2] for shape in seen} == {ids.shape}
+
+
+def test_it_leaves_no_trace(tmp_path: Any) -> None:
+    """Not in the config that is exported, not after a pass that failed, not in the generator of random numbers."""
+    model, given = make("Bert"), batch()
+    expected = model.config.to_dict()
+    state = torch.random.get_rng_state()
+    assert padding_free.enable(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    model(**given)
+    model.classifier.forward = None
+    with pytest.raises(TypeError):
+        model(**given)
+    with pytest.raises(IndexError):
+        model.base_model(input_ids=given["input_ids"] + 1000, attention_mask=given["attention_mask"])
+    assert model.config.to_dict() == expected and model.config._attn_implementation == "sdpa"
+
+
+def test_dropout_falls_on_real_tokens_alone() -> None:
+    model = make("Bert", hidden_dropout_prob=0.5).train()
+    assert padding_free.enable(model) and model.training
+    torch.manual_seed(3)
+    one = model(**batch()).logits
+    torch.manual_seed(3)
+    assert torch.equal(model(**batch()).logits, one)
+
+
+CANNOT: dict[str, Callable[[], Any]] = {
+    "attention of its own": lambda: transformers.DebertaV2ForTokenClassification(
+        transformers.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c"])
+    ),
+    "eager": lambda: make("Bert", attn_implementation="eager"),
+    "it writes": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
+    ),
+    "is_decoder": lambda: make("Bert", is_decoder=True),
+    "computed twice": lambda: checkpointing(make("Bert")),
+    "no layers": lambda: make("Bert", num_hidden_layers=0),
+}  # fmt: skip
+
+
+def checkpointing(model: Any) -> Any:
+    model.gradient_checkpointing_enable()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
+@pytest.mark.parametrize("why", CANNOT)
+def test_what_cannot_be_is_left_as_it_is(why: str) -> None:
+    model = CANNOT[why]()
+    hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
+    assert not padding_free.enable(model)
+    assert [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()] == hooks

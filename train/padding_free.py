@@ -1,0 +1,195 @@
+"""Encoders that compute no padding: between their first and their last layer there are real tokens only.
+
+Hooks around the stack of layers take (B, T, d) apart into (1, N, d), the N real tokens of the batch, and put it
+together again; only attention itself, which needs rows, is computed on padded ones. The model's own code does not know.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from train.layers import stacks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NAME = "padding_free"
+"""Of the attention, among those that transformers knows."""
+
+TRIED = (9, 4, 6)
+"""Tokens of the rows on which a model is tried."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the real tokens of a batch are."""
+
+    rows: int
+    width: int
+    places: Tensor
+    """int64 (N,): the place of each real token in the rows, one after the other."""
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """(B or 1, T, …) → (1, N, …)."""
+        whole = tensor if len(tensor) == self.rows else tensor.expand(self.rows, *tensor.shape[1:])
+        return whole.reshape(self.rows * self.width, *tensor.shape[2:])[self.places][None]
+
+    def padded(self, tensor: Tensor) -> Tensor:
+        """(1, N, …) → (B, T, …), zero where there is no token."""
+        whole = tensor.new_zeros(self.rows * self.width, *tensor.shape[2:])
+        return whole.index_copy(0, self.places, tensor[0]).view(self.rows, self.width, *tensor.shape[2:])
+
+
+_layout: Layout | None = None
+"""Of the batch that is being computed; None for one that has no padding."""
+
+
+def enable(model: PreTrainedModel) -> bool:
+    """Let a model that writes no text compute real tokens only, if that is tried and gives the same; return whether.
+
+    On CPUs: on a GPU attention on padded rows would take what is won. Not where layers are computed a second time in
+    the backward pass, which does not know the batch.
+    """
+    base: Any = model.base_model
+    blocks = list(stacks(base))
+    if not _can(model) or len(blocks) != 1:
+        return False
+    hooks = _hook(base, list(blocks[0][1]))
+    if _proved(model, base):
+        return True
+    for hook in hooks:
+        hook.remove()
+    return False
+
+
+def _can(model: Any) -> bool:
+    config = model.config
+    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or model.can_generate()  # with a cache
+    return model.device.type == "cpu" and not writes and config._attn_implementation == "sdpa" and not _twice(model)
+
+
+def _twice(model: Any) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def _hook(base: nn.Module, blocks: list[nn.Module]) -> list[Any]:
+    _register()
+    hooks = [base.register_forward_pre_hook(_begin, with_kwargs=True),
+             base.register_forward_hook(_end, always_call=True)]  # fmt: skip
+    hooks += [block.register_forward_pre_hook(_flatten, with_kwargs=True) for block in blocks]
+    return [*hooks, blocks[-1].register_forward_hook(_pad)]
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Note where the tokens are, if there is padding at all, and let the model ask for our attention."""
+    global _layout
+    mask = inspect.signature(base.forward).bind_partial(*given, **named).arguments.get("attention_mask")
+    _layout = None
+    if mask is None or mask.dim() != 2 or _twice(base):
+        return
+    places = mask.flatten().nonzero().flatten()
+    if len(places) < mask.numel():
+        _layout = Layout(len(mask), mask.shape[1], places)
+        base.config._attn_implementation_internal = NAME
+
+
+def _end(base: Any, given: Any, output: Any) -> None:
+    global _layout
+    _layout = None
+    base.config._attn_implementation_internal = "sdpa"
+
+
+def _flatten(block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """Take apart what has a place for each token: hidden states before the first block, rotations before each."""
+    if _layout is None:
+        return None
+    return tuple(map(_flattened, given)), {name: _flattened(value) for name, value in named.items()}
+
+
+def _flattened(value: Any) -> Any:
+    assert _layout is not None
+    if isinstance(value, tuple):
+        return tuple(map(_flattened, value))
+    if isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] == _layout.width:
+        return _layout.flat(value)
+    return value
+
+
+def _pad(block: nn.Module, given: Any, output: Any) -> Any:
+    if _layout is None:
+        return None
+    return (_layout.padded(output[0]), *output[1:]) if isinstance(output, tuple) else _layout.padded(output)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """(1, heads, N, d) each → (1, N, heads, d)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    layout = _layout
+    assert layout is not None
+    query, key, value = (layout.padded(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
+    found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return layout.flat(found), None
+
+
+def _proved(model: PreTrainedModel, base: Any) -> bool:
+    """Whether real tokens come out as they do with padding, and nothing comes out elsewhere."""
+    embedding: Any = model.get_input_embeddings()
+    device, width = embedding.weight.device, max(TRIED)
+    generator = torch.Generator().manual_seed(0)  # its own: training's is left alone
+    ids = torch.randint(len(embedding.weight), (len(TRIED), width), generator=generator).to(device)
+    mask = (torch.arange(width)[None] < torch.tensor(TRIED)[:, None]).long().to(device)
+    with _evaluating(base):
+        try:
+            found = base(input_ids=ids, attention_mask=mask).last_hidden_state
+            with _off(base):
+                expected = base(input_ids=ids, attention_mask=mask).last_hidden_state
+        except Exception:  # an attention of its own, an argument of another shape: many kinds
+            return False
+    dtypes = [torch.float32, expected.dtype]  # norms and rotations of many models are fp32 in any dtype
+    if torch.is_autocast_enabled(device.type):
+        dtypes.append(torch.get_autocast_dtype(device.type))
+    rounding, real = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.6, mask.bool()
+    apart, size = (found - expected)[real].abs().max(), expected[real].abs().max()
+    untouched = bool((found[~real] != expected[~real]).any())  # else nothing was taken apart
+    return bool(apart <= rounding * size) and untouched
+
+
+@contextmanager
+def _off(base: Any) -> Iterator[None]:
+    """Compute with padding."""
+    hooks = base._forward_pre_hooks
+    own = [key for key, hook in hooks.items() if hook is _begin]
+    kept = {key: hooks.pop(key) for key in own}
+    try:
+        yield
+    finally:
+        hooks.update(kept)
+
+
+@contextmanager
+def _evaluating(base: nn.Module) -> Iterator[None]:
+    training = base.training
+    base.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        base.train(training)
