@@ -66,8 +66,8 @@ def carry_out(
 def carry_out_and_ask(config: dict[str, Any], phase: str, rank: int, stop_file: str | None = None) -> int:
     """Run a config and return its exit code; ask process `rank` to stop in a phase of it (see `phases`).
 
-    Which must be left soon: all has been written 10 seconds, or what an update takes, after that. What is being compiled
-    is compiled to the end.
+    Which must be left soon: all has been written 10 seconds, or what an update takes, after that. What is being
+    compiled is compiled to the end.
     """
     with phases.asked(phase, rank, stop_file) as times:
         code = run.run(validate(config, "test"))
