@@ -3,7 +3,7 @@
     python benchmarks/compile.py [--layers 6] [--width 384] [--rows 32] [--updates 30]
 
 The shape of MiniLM-L6 by default, fp32, lengths of 16 to 64 tokens, AdamW. Two CPU cores that were busy with other
-things as well (load 4 to 7), 2026-11-26: median of an update 1.670 s not compiled, 1.653 s compiled (turn by turn 1.01);
+things as well (load 4 to 7), 2026-11-26, median of an update 1.670 s not compiled, 1.653 s compiled (ratio 1.01);
 first update 8 s and 57 s, one graph for all lengths. Not measured on a GPU.
 """
 
