@@ -106,12 +106,12 @@ def test_the_number_of_graphs_does_not_grow_with_lengths(
 
 @pytest.mark.parametrize("name", ["text_classification", "causal_lm", pytest.param("seq2seq", marks=T5)])
 def test_a_run_is_the_same_run(name: str, build: Build, quick: None) -> None:
-    """Its evaluations and the texts that it writes too; float64, 1e-9."""
+    """Its evaluations and the texts that it writes too, also if it was begun without; float64, 1e-9."""
     plain = build(name, "plain", checkpoint={"every": 4})
     compiled = {**plain, "output": plain["output"] + "-compiled", "compile": True}
     assert carry_out(plain) == 0
     assert graphs() == 0
-    assert carry_out(compiled, stop_after=5) == 0
+    assert carry_out({**compiled, "compile": False}, stop_after=3) == 0
     assert carry_out(compiled) == 0
     assert 1 <= graphs() <= 24
     same(Path(compiled["output"]), Path(plain["output"]))
@@ -119,7 +119,7 @@ def test_a_run_is_the_same_run(name: str, build: Build, quick: None) -> None:
     weights, optimizer = (checkpoint(Path(config["output"]), 8) for config in (plain, compiled))
     assert weights[0].keys() == optimizer[0].keys() and weights[1].keys() == optimizer[1].keys()
     said = (Path(compiled["output"]) / "logs" / "rank-0.log").read_text()
-    assert said.count(" compile ") == 2 and "texts are written without" in said
+    assert said.count(" compile ") == 1 and "texts are written without" in said
 
 
 LORA = {"adapter": {"rank": 4}}

@@ -96,7 +96,7 @@ class RunConfig(Section):
     compile: bool = operational(
         False,
         "Compile the model's layers (torch.compile): the same losses but for rounding, dropout included. Takes a C++ "
-        "compiler and about a minute at the start; pays in long runs on a GPU, hardly on a CPU.",
+        "compiler and a minute or more at the start. On a CPU it has brought nothing; on a GPU try it on a short run.",
     )
     padding_free: bool = operational(
         True, "Let an encoder on a CPU compute real tokens only, where that is tried and gives the same."
