@@ -86,7 +86,7 @@ def test_what_a_run_prints_and_leaves_behind(make_config: MakeConfig, tmp_path: 
     assert any("2 rows of train skipped, the first: " in line for line in lines)
     assert any("1 rows of validation skipped, the first: " in line and "did you mean 'low'" in line for line in lines)
     assert any(
-        line.startswith("plan    20 updates of 32 examples, 5 an epoch; padding efficiency 0.") for line in lines
+        line.startswith("plan    20 updates of 32 examples, 5 an epoch; padding is not computed") for line in lines
     )
     assert sum(line.startswith("update ") for line in lines) == 4 + 2
     assert lines[-1].endswith(f"results in {tmp_path / 'out'}")

@@ -144,11 +144,11 @@ class Prepared:
         return getattr(self.optimizer, "optimizer", self.optimizer)  # inside Accelerate's wrapper
 
 
-def check(accelerator: Accelerator, *, merges: bool = False, unfreezes: bool = False) -> None:
+def check(accelerator: Accelerator, *, merges: bool = False, unfreezes: bool = False, compiles: bool = False) -> None:
     """Refuse a strategy that was asked of `accelerate` and that it would pass over in silence, or that cannot be.
 
     `merges`: whether an adapter is to be merged into the model at the end; `unfreezes`: whether layers are to learn
-    one after the other.
+    one after the other; `compiles`: whether they are to be compiled.
     """
     if merges and (accelerator.is_fsdp2 or accelerator.distributed_type.value == "DEEPSPEED"):
         raise UserError(
@@ -163,7 +163,7 @@ def check(accelerator: Accelerator, *, merges: bool = False, unfreezes: bool = F
                 "single_gpu.yaml or torchrun"
             )
     if accelerator.distributed_type.value == "DEEPSPEED":
-        zero.check(accelerator, unfreezes=unfreezes)
+        zero.check(accelerator, unfreezes=unfreezes, compiles=compiles)
     if accelerator.distributed_type.value == "MEGATRON_LM":
         raise UserError("accelerate was asked for MEGATRON_LM, which is not built in; use fsdp2.yaml")
     parallel: Any = accelerator.parallelism_config

@@ -35,7 +35,7 @@ def installed() -> bool:
     return importlib.util.find_spec("deepspeed") is not None
 
 
-def check(accelerator: Accelerator, *, unfreezes: bool = False) -> None:
+def check(accelerator: Accelerator, *, unfreezes: bool = False, compiles: bool = False) -> None:
     """Refuse what DeepSpeed can and this module cannot, or what it would decide against the config.
 
     From here on transformers loads models whole, also under stage 3: they are looked at before they are shared out.
@@ -59,6 +59,8 @@ def check(accelerator: Accelerator, *, unfreezes: bool = False) -> None:
         raise UserError("deepspeed_config.zero3_init_flag: the model is looked at whole first; set false")
     if unfreezes:
         raise UserError("optim.unfreeze is not built in under DeepSpeed, which clips and remembers every gradient")
+    if compiles:
+        raise UserError("compile was not tried under DeepSpeed; leave it out, or use fsdp2.yaml")
     for key, who in OWN.items():
         if settings.get(key) not in (None, "auto") and not (key == "fp16" and not settings[key].get("enabled")):
             raise UserError(f"the file for DeepSpeed says {key}; leave it out: {who}")

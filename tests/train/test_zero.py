@@ -45,6 +45,11 @@ def test_what_cannot_be(changes: dict[str, Any], told: str) -> None:
         zero.check(asked(**changes))
 
 
+def test_compiled_layers() -> None:
+    with pytest.raises(UserError, match=r"compile was not tried under DeepSpeed"):
+        zero.check(asked(), compiles=True)
+
+
 def test_layers_one_after_the_other() -> None:
     with pytest.raises(UserError, match=r"optim\.unfreeze is not built in under DeepSpeed"):
         zero.check(asked(), unfreezes=True)
