@@ -30,7 +30,8 @@ pytestmark = pytest.mark.filterwarnings(
 QUICK = "aot_eager"
 LENGTHS = [(2, 5), (1, 5), (4, 4), (8, 8), (3, 9), (16, 3), (1, 30), (7, 2), (30, 7), (5, 31), (9, 9)]
 """Rows and tokens; the first two are all that can make a difference."""
-T5 = [pytest.mark.slow]
+SLOW = pytest.mark.slow
+T5 = [SLOW]
 """Layers of four kinds, some of which take a minute to trace on a busy machine."""
 
 
@@ -77,7 +78,7 @@ def losses(model: Any, *, masked: bool) -> list[float]:
 LEARNED: list[int] = []
 
 
-@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("masked", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize("kind", ["tiny_model", "tiny_decoder", pytest.param("tiny_encoder_decoder", marks=T5)])
 def test_the_number_of_graphs_does_not_grow_with_lengths(
     kind: str, masked: bool, request: pytest.FixtureRequest, quick: None
@@ -104,7 +105,9 @@ def test_the_number_of_graphs_does_not_grow_with_lengths(
     assert graphs() == before
 
 
-@pytest.mark.parametrize("name", ["text_classification", "causal_lm", pytest.param("seq2seq", marks=T5)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("text_classification", marks=SLOW), "causal_lm", pytest.param("seq2seq", marks=T5)]
+)
 def test_a_run_is_the_same_run(name: str, build: Build, quick: None) -> None:
     """Its evaluations and the texts that it writes too, also if it was begun without; float64, 1e-9."""
     plain = build(name, "plain", checkpoint={"every": 4})
@@ -129,7 +132,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("cases", [CASES[:1], pytest.param(CASES[1:], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [CASES[:1], CASES[1:]])
 def test_processes_and_strategies(cases: list[Any], build: Build, tmp_path: Path) -> None:
     """DDP and FSDP2, the whole model and LoRA, an encoder and a decoder: as alone and not compiled, float64, 1e-9.
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.distributed import ROOT
 
 TIMEOUT = 20
@@ -102,6 +104,7 @@ together.meet(False)
 """
 
 
+@pytest.mark.slow
 def test_who_waits_knows_slow_from_dead(tmp_path: Path) -> None:
     """One that reads for longer than the timeout when a run goes on is waited for, as a download is; not a dead one."""
     seconds = 4
