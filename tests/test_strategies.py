@@ -174,6 +174,7 @@ def test_the_whole_table(build: Build, alone: Callable[..., Path], tmp_path: Pat
     """Every task, strategy, world and change of them: the table of docs/strategies.md, with -s or -rP."""
     cases, changes = possible(CASES), possible((name, *change) for name in SAMPLES for change in CHANGES)
     carry_out_all(build, cases, changes, tmp_path)
+    print("" if DEEPSPEED else "ZeRO is left out: DeepSpeed is not installed")
     print("| task | what learns | strategy, processes | losses | weights |\n|---|---|---|---|---|")
     for name, kind, how, world in cases:
         found = check(Path(build(name, f"{how}-{world}-{kind}")["output"]), world, alone(name, kind, how), how)

@@ -38,9 +38,14 @@ def variables(file: Path, *arguments: str) -> dict[str, str]:
     asked = launch_command_parser().parse_args(
         ["--config_file", str(file), *arguments, "--main_process_port", "0", "x.py"]
     )
-    chosen, _, _ = _validate_launch_command(asked)
+    try:
+        chosen, _, _ = _validate_launch_command(asked)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{file}: accelerate refuses it: {error}") from error
     chosen.deepspeed_fields_from_accelerate_config = ""
     found = prepare_deepspeed_cmd_env(chosen)[1] if chosen.use_deepspeed else prepare_multi_gpu_env(chosen)
+    if chosen.use_cpu:
+        found["ACCELERATE_USE_CPU"] = "true"
     return {key: value for key, value in found.items() if key.startswith(OURS)}
 
 

@@ -96,10 +96,13 @@ class RunConfig(Section):
     compile: bool = operational(
         False,
         "Compile the model's layers (torch.compile): the same losses but for rounding, dropout included. Takes a C++ "
-        "compiler and a minute or more at the start. On a CPU it has brought nothing; on a GPU try it on a short run.",
+        "compiler and a minute or more at the start. On a CPU it has brought nothing, and an encoder "
+        "computes padding (see padding_free), so that dropout falls otherwise; on a GPU try it on a short run.",
     )
     padding_free: bool = operational(
-        True, "Let an encoder on a CPU compute real tokens only, where that is tried and gives the same."
+        True,
+        "Let an encoder on a CPU compute real tokens only, where that is tried and gives the same but for rounding and "
+        "where dropout falls. train.predict always does.",
     )
     hub_token: SecretStr | None = Field(None, exclude=True, repr=False, description="Never written anywhere.")
     task: SerializeAsAny[TaskConfig]

@@ -98,12 +98,15 @@ def _register() -> None:
 def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Note where the tokens are, if there is padding at all, and let the model ask for our attention."""
     global _layout
-    mask = inspect.signature(base.forward).bind_partial(*given, **named).arguments.get("attention_mask")
+    known = inspect.signature(base.forward).bind_partial(*given, **named).arguments
+    mask, asked = known.get("attention_mask"), {**known, **known.get("kwargs", {})}.get("output_hidden_states")
     _layout = None
     if mask is None or mask.dim() != 2 or _twice(base):
         return
+    if asked or base.config.output_hidden_states:  # of layers between, as rows
+        return
     places = mask.flatten().nonzero().flatten()
-    if len(places) < mask.numel():
+    if len(places) < mask.numel() and len(places) != mask.shape[1]:  # else what is flat would look like rows
         _layout = Layout(len(mask), mask.shape[1], places)
         base.config._attn_implementation_internal = NAME
 

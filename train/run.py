@@ -28,6 +28,7 @@ from train import (
     signals,
     strategy,
     watch,
+    zero,
 )
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
@@ -188,6 +189,8 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
         total = accelerator.reduce(torch.tensor(missing, device=accelerator.device), "sum")
         # DDP would wait for gradients that never come; all processes must look for them, or none
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
+    if accelerator.distributed_type.value == "DEEPSPEED":
+        zero.check_used(unused(ingredients.model, first_loss(ingredients, batches)))
     if config.compile:
         compilation.compile_layers(ingredients.model)
     spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision, settings.max_grad_norm)

@@ -102,12 +102,19 @@ class Prepared:
         return any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters())
 
     def settle(self, nothing: Callable[[], Tensor]) -> None:
-        """See `Strategy`. DDP arranges its buckets after its first backward pass.
+        """See `Strategy`. FSDP2 has put other parameters in the place of those that the optimizer knew.
+
+        DDP arranges its buckets after its first backward pass.
 
         The arrangement decides in which order more than two processes are summed: a resumed run would differ in the
         last bits from one that went on. So it would with a static graph, whatever is settled before (torch 2.13, four
         processes): DDP is not told that it has one.
         """
+        learning = [parameter for group in self._kernels.param_groups for parameter in group["params"]]
+        if self._kernels.state and self._kernels.state.keys() != set(learning):  # SGD's momentum, of zeros
+            keys = {key for state in self._kernels.state.values() for key in state}
+            self._kernels.state.clear()
+            self._kernels.state.update({each: {key: torch.zeros_like(each) for key in keys} for each in learning})
         if self.accelerator.num_processes > 2 and isinstance(self.model, nn.parallel.DistributedDataParallel):
             self.accelerator.backward(nothing())
             self.model.zero_grad()
@@ -154,6 +161,11 @@ def check(accelerator: Accelerator, *, merges: bool = False, unfreezes: bool = F
         raise UserError(
             "adapter.merge: weights that are shared out cannot be merged; leave it out. A run that starts from the "
             "exported adapter merges it, and so does train.predict"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UserError(
+            f"accelerate was asked for {accelerator.gradient_accumulation_steps} gradient accumulation steps, by which "
+            "it would divide every gradient; leave them out: micro_batch_size says how a batch is cut"
         )
     for kind, variable in SHARES.items():
         if os.environ.get(variable, "false").lower() == "true" and accelerator.distributed_type.value != kind:

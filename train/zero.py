@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,9 @@ OWN = {
     "scheduler": "the learning rate is that of the config: optim",
     "gradient_clipping": "that is optim.max_grad_norm",
     "fp16": "that is precision: fp16, and it needs another strategy: fsdp2.yaml",
+    "torch_autocast": "that is precision: bf16",
+    "communication_data_type": "gradients are reduced in fp32",
+    "data_types": "gradients are added up in fp32",
 }
 """What a file for DeepSpeed may not say, and who says it."""
 
@@ -61,11 +64,26 @@ def check(accelerator: Accelerator, *, unfreezes: bool = False, compiles: bool =
         raise UserError("optim.unfreeze is not built in under DeepSpeed, which clips and remembers every gradient")
     if compiles:
         raise UserError("compile was not tried under DeepSpeed; leave it out, or use fsdp2.yaml")
+    if settings.get("gradient_accumulation_steps") not in (None, "auto", 1):
+        raise UserError("the file for DeepSpeed says gradient_accumulation_steps; leave it out: see micro_batch_size")
+    for key in sharing:
+        if key.startswith("zero_quantized") and sharing[key]:
+            raise UserError(f"the file for DeepSpeed says {key}; leave it out: nothing is sent in less than fp32")
     for key, who in OWN.items():
         if settings.get(key) not in (None, "auto") and not (key == "fp16" and not settings[key].get("enabled")):
             raise UserError(f"the file for DeepSpeed says {key}; leave it out: {who}")
     unset: Any = deepspeed.unset_hf_deepspeed_config
     unset()
+
+
+def check_used(unused: Collection[str]) -> None:
+    """Refuse a model with parameters that a loss does not use: DeepSpeed takes their gradients for zero, and lets
+    weight decay and momentum change what every other strategy leaves as it is."""
+    if unused:
+        raise UserError(
+            f"under DeepSpeed every parameter must be used by the loss; {min(unused)}{', …' * (len(unused) > 1)} is "
+            f"not ({len(unused)} in all). Use fsdp2.yaml or ddp.yaml"
+        )
 
 
 def settle(accelerator: Accelerator, precision: str, max_grad_norm: float | None) -> None:
@@ -127,6 +145,7 @@ class Zero:
     def settle(self, nothing: Callable[[], Tensor]) -> None:
         """See `strategy.Strategy`. DeepSpeed knows what the optimizer remembers only after a first step."""
         self.nothing = nothing
+        self.model.optimizer.optimizer.state.clear()  # SGD's, of parameters that are shares now
         self._publish()
         self._link()
         self._forget()

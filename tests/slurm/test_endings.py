@@ -85,6 +85,15 @@ def test_a_mistake_ends_the_job(stand_ins: dict[str, str], tmp_path: Path) -> No
     assert not list((tmp_path / "out").iterdir()), "nothing is left that another start would read"
 
 
+def test_what_an_earlier_start_was_stopped_by_is_over(stand_ins: dict[str, str], tmp_path: Path) -> None:
+    """A start that fails before it could say so itself is a failure, not a stop."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "STOPPED").touch()
+    done = submit(stand_ins, "exit 1")
+    assert done.returncode == 0 and "stopped by the file" not in done.stdout
+    assert failures(stand_ins) == "1" and (tmp_path / "requeued").exists()
+
+
 def test_one_that_has_to_begin_anew_is_no_failure(stand_ins: dict[str, str], tmp_path: Path) -> None:
     for time in (1, 2, 3, 4):
         done = submit(stand_ins, 'mkdir -p "$HERE/out"; echo 75 > "$LOCKSTEP_ENDING"; exit 75')

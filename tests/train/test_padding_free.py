@@ -79,6 +79,25 @@ def test_without_padding_nothing_is_taken_apart() -> None:
     assert {shape[:2] for shape in seen} == {ids.shape}
 
 
+@pytest.mark.parametrize("lengths", [(4, 4), (1, 7), (8, 0), (1, 1)])
+def test_as_many_tokens_as_a_row_is_wide(lengths: tuple[int, int]) -> None:
+    """Padded to 8, by a task of the user's own."""
+    model = make("Bert")
+    mask = (torch.arange(8)[None] < torch.tensor(lengths)[:, None]).long()
+    given = {"input_ids": torch.arange(16).view(2, 8) + 5, "attention_mask": mask}
+    logits, _ = learned(model, given)
+    assert padding_free.enable(model)
+    assert torch.allclose(learned(model, given)[0], logits, rtol=1e-9, atol=1e-12)
+
+
+def test_layers_between_come_out_as_rows() -> None:
+    model, given = make("Bert"), batch()
+    expected = model(**given, output_hidden_states=True).hidden_states
+    assert padding_free.enable(model)
+    found = model(**given, output_hidden_states=True).hidden_states
+    assert len(found) == 3 and all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 def test_it_leaves_no_trace(tmp_path: Any) -> None:
     """Not in the config that is exported, not after a pass that failed, not in the generator of random numbers."""
     model, given = make("Bert"), batch()

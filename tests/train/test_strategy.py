@@ -6,10 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
+from torch import nn
 
 from data.errors import UserError
 from train import evaluation, memory, strategy, update
+from train.optim import OptimConfig, build_optimizer
 
 
 @pytest.mark.parametrize(
@@ -36,10 +39,33 @@ def test_what_needs_gpus(variable: str, kind: str, monkeypatch: pytest.MonkeyPat
 def test_what_is_not_built_in(kind: str, sizes: int, told: str) -> None:
     asked: Any = SimpleNamespace(
         distributed_type=SimpleNamespace(value=kind), is_fsdp2=False, num_processes=2,
-        parallelism_config=SimpleNamespace(non_data_parallel_size=sizes),
+        parallelism_config=SimpleNamespace(non_data_parallel_size=sizes), gradient_accumulation_steps=1,
     )  # fmt: skip
     with pytest.raises(UserError, match=told):
         strategy.check(asked)
+
+
+def test_gradients_divided_by_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(UserError, match="asked for 4 gradient accumulation steps, by which it would divide"):
+        strategy.check(Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_the_optimizer_remembers_what_it_learns(momentum: float) -> None:
+    """FSDP2 puts other parameters in the place of those that the optimizer was made with."""
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, OptimConfig(name="sgd", momentum=momentum))
+    prepared = strategy.Prepared(Accelerator(cpu=True), model, optimizer)
+    buffers = {id(state["momentum_buffer"]) for state in optimizer.state.values()}
+    prepared.settle(lambda: torch.zeros(()))
+    assert {id(state["momentum_buffer"]) for state in optimizer.state.values()} == buffers
+    for group in optimizer.param_groups:
+        group["params"] = [nn.Parameter(each.detach().clone()) for each in group["params"]]
+    learning = {each for group in optimizer.param_groups for each in group["params"]}
+    prepared.settle(lambda: torch.zeros(()))
+    assert set(optimizer.state) == (learning if momentum else set())
+    assert all(torch.equal(state["momentum_buffer"], torch.zeros_like(each)) for each, state in optimizer.state.items())
 
 
 @pytest.mark.parametrize(("kind", "whole"), [("MULTI_CPU", True), ("MULTI_GPU", True), ("FSDP", False), ("NO", False)])

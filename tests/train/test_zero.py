@@ -36,6 +36,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"optimizer": {"type": "Lion"}}, "says optimizer; leave it out: the optimizer is that of the config: optim"),
         ({"gradient_clipping": 0.5}, "says gradient_clipping; leave it out: that is optim.max_grad_norm"),
         ({"fp16": {"enabled": True}}, "says fp16; leave it out"),
+        ({"communication_data_type": "bf16"}, "says communication_data_type; leave it out: gradients are reduced in"),
+        (
+            {"gradient_accumulation_steps": 8},
+            "says gradient_accumulation_steps; leave it out: see micro_batch_size",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
+            "says zero_quantized_weights; leave it out",
+        ),
     ],
 )
 def test_what_cannot_be(changes: dict[str, Any], told: str) -> None:
@@ -43,6 +52,12 @@ def test_what_cannot_be(changes: dict[str, Any], told: str) -> None:
     zero.check(asked(fp16={"enabled": False}))
     with pytest.raises(UserError, match=told):
         zero.check(asked(**changes))
+
+
+def test_parameters_that_no_loss_uses() -> None:
+    zero.check_used([])
+    with pytest.raises(UserError, match=r"must be used by the loss; a, … is not \(2 in all\)"):
+        zero.check_used(["b", "a"])
 
 
 def test_compiled_layers() -> None:
