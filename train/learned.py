@@ -58,9 +58,7 @@ class Learned:
         if not accelerator.is_main_process:
             return {}
         found = {name: tensor for file in scratch.glob("*.safetensors") for name, tensor in load_file(file).items()}
-        shutil.rmtree(
-            scratch, ignore_errors=True
-        )  # what is mapped stays until it is let go; NFS keeps the empty folder
+        shutil.rmtree(scratch, ignore_errors=True)  # what is mapped stays; NFS keeps the folder
         first = {id(each): name for name, each in reversed(every.items())}  # of tied ones
         return {name: found[first[id(each)]] for name, each in every.items()}
 
