@@ -106,7 +106,8 @@ def predict(request: Request) -> bool:
                 files.write(_part(folder, number), lines)
         progress.report()
     gather_object([None])  # all parts are written
-    complete = all(_part(folder, number).exists() for number in range(len(cuts) - 1))
+    written = all(_part(folder, number).exists() for number in range(len(cuts) - 1))
+    complete = all(gather_object([written]))  # all have looked: joining removes them
     if complete:
         _agree(accelerator, lambda: _join(folder, len(cuts) - 1, request.output, encoded.skipped))
     return complete

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
 """What one more micro-batch costs, in tokens that could be computed in that time."""
 
-PADDING_FREE_OVERHEAD = 400
+PADDING_FREE_OVERHEAD = 1000
 """The same where padding costs next to nothing."""
 
 
