@@ -69,6 +69,8 @@ def predict(request: Request) -> bool:
     """
     accelerator, precision = hardware.build_accelerator(request.precision)
     strategy.check(accelerator)
+    if accelerator.distributed_type.value == "DEEPSPEED":
+        raise UserError("accelerate was asked for DEEPSPEED, which is for training only here; use ddp.yaml or torchrun")
     about = _about(request.model)
     tokenizer, model, task = _load(request, about, "fp64" if precision == "fp64" else "fp32")
     try:
