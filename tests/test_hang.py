@@ -22,7 +22,8 @@ TIMEOUT = 20
 
 def test_a_process_that_stands_still(make_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """Stopped in the middle of training (SIGSTOP), so that it can do nothing; let go of, it finds its time is up."""
-    config = make_config(updates=100_000, distributed={"timeout": f"{TIMEOUT} seconds"})
+    settings = {"data__validation": None, "checkpoint": {"every": 100_000}}  # so that it is in an update
+    config = make_config(updates=100_000, distributed={"timeout": f"{TIMEOUT} seconds"}, **settings)
     (tmp_path / "jobs.json").write_text(json.dumps([{"config": config}]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

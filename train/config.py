@@ -102,7 +102,7 @@ class RunConfig(Section):
     padding_free: bool = operational(
         True,
         "Let an encoder on a CPU compute real tokens only, where that is tried and gives the same but for rounding and "
-        "where dropout falls. train.predict always does.",
+        "where dropout falls.",
     )
     hub_token: SecretStr | None = Field(None, exclude=True, repr=False, description="Never written anywhere.")
     task: SerializeAsAny[TaskConfig]

@@ -27,7 +27,6 @@ from train.journal import clock
 from train.memory import Fitting
 from train.model import load_model
 from train.model_config import ModelConfig
-from train.padding_free import enable
 from train.tasks._generation import Generation
 from train.tasks.base import Predictor, Task
 from train.tokenizer import ids, load_tokenizer
@@ -82,10 +81,7 @@ def predict(request: Request) -> bool:
         )
     except UserError as error:
         raise _in_our_words(error) from error
-    model = model.to(accelerator.device)
-    with accelerator.autocast():
-        enable(model)
-    model = accelerator.prepare_model(model, evaluation_mode=True).eval()
+    model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True).eval()
     folder = request.output.with_name(f".{request.output.name}.parts")
     plan = {
         "model": weights.fingerprint(str(request.model)),
