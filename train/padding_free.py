@@ -54,8 +54,8 @@ _layout: Layout | None = None
 def enable(model: PreTrainedModel) -> bool:
     """Let a model that writes no text compute real tokens only, if that is tried and gives the same; return whether.
 
-    On CPUs: on a GPU attention on padded rows would take what is won. Not where layers are computed a second time in
-    the backward pass, which does not know the batch.
+    On CPUs alone: not tried on GPUs, where a kernel for rows of any length would be the way. Not where layers are
+    computed a second time in the backward pass, which does not know the batch.
     """
     base: Any = model.base_model
     blocks = list(stacks(base))
