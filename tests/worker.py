@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from data.errors import UserError
 from tests import lacking, phases, wires
 from tests.strategies import strategy
-from train import compilation, run, signals, stages, update
+from train import compilation, hardware, run, signals, stages, update
 from train.config import validate
 
 
@@ -88,10 +88,7 @@ def carry_out_stages(
 
     Ask them to stop during the `stop_after`-th update of this call, on the last process only.
     """
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
+    hardware.forget()
     begun = [0]
     real, asked = update.Learner.update, signals.stopping
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -117,8 +114,6 @@ def carry_out_stages(
 
 def work(listed: str) -> None:
     """Carry out every run of the list, each from a fresh Accelerator but in the same process group."""
-    from accelerate.state import AcceleratorState, GradientState
-
     for job in json.loads(Path(listed).read_text()):
         compilation.BACKEND = job.get("backend", "inductor")
         try:
@@ -137,8 +132,7 @@ def work(listed: str) -> None:
             assert "refused" not in job and code == job.get("code", 0), f"exit code {code}"
         except UserError as error:
             assert "refused" in job and job["refused"] in str(error), error
-        AcceleratorState._reset_state()
-        GradientState._reset_state()
+        hardware.forget()
 
 
 def serve(listed: str) -> NoReturn:

@@ -142,8 +142,15 @@ def predictions(
         with torch.no_grad():
             predicted = task.predict(model, tensors)
         if not part.filler:
-            found.append((part.rows, {name: tensor.cpu().numpy() for name, tensor in predicted.items()}))
+            found.append((part.rows, {name: _array(tensor) for name, tensor in predicted.items()}))
     return joined(found)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    """Return what a model gave as numpy knows it: half precision, of which it has one kind only, in fp32."""
+    half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    found: NDArray[Any] = (tensor.float() if half else tensor).cpu().numpy()
+    return found
 
 
 def joined(parts: list[Found]) -> Found:

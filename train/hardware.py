@@ -48,6 +48,23 @@ def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerat
     return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction, group]), chosen
 
 
+def forget() -> None:
+    """Let go of the Accelerator, so that another can be made, perhaps of another precision.
+
+    The process group stays: it can be made only once, and `Accelerator.end_training` would destroy it. What Accelerate
+    has noted in its place, that it is FSDP's, has to go: of that it would not make FSDP a second time.
+    """
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+    from accelerate.utils import DistributedType
+
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    shared = PartialState._shared_state
+    if shared.get("distributed_type") is DistributedType.FSDP:
+        device = shared["device"].type
+        shared["distributed_type"] = DistributedType[f"MULTI_{'GPU' if device == 'cuda' else device.upper()}"]
+
+
 def _check_fp8(*, cpu: bool) -> None:
     """Refuse fp8, which only `accelerate` can be told, where it cannot be: Accelerate's own words do not help."""
     import torch

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.errors import UserError, nearest
 from data.source import check_there
-from train import config, output, signals
+from train import config, hardware, output, signals
 from train.config import RunConfig
 from train.idle import idle_keys
 
@@ -109,15 +109,11 @@ def _settle(code: int, folder: Path) -> tuple[int, bool, bool]:
 
     Return the exit code, whether the stage is done and whether any process was asked to stop: the same on all of them.
     """
-    from accelerate.state import AcceleratorState, GradientState
     from accelerate.utils import gather_object
     from accelerate.utils.memory import clear_device_cache
 
     answers = gather_object([(code, (folder / output.DONE).exists(), signals.stopping())])
-    # The next stage makes an Accelerator of its own, perhaps of another precision. The process group stays: it can be
-    # made only once, and `Accelerator.end_training` would destroy it.
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
+    hardware.forget()  # the next stage makes an Accelerator of its own
     clear_device_cache(garbage_collection=True)  # models and Accelerators are full of cycles
     code, done, _ = answers[0]
     return code, done, any(stopping for _, _, stopping in answers)

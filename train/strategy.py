@@ -201,7 +201,7 @@ def prepare(
 ) -> Strategy:
     """Let Accelerate prepare model and optimizer, and return the strategy that it was asked for."""
     if accelerator.distributed_type.value == "DEEPSPEED":
-        zero.settle(accelerator, precision, max_grad_norm)
+        zero.settle(accelerator, model, precision, max_grad_norm)
         return zero.Zero(accelerator, *accelerator.prepare(model, optimizer))
     if accelerator.is_fsdp2:
         _settle_fsdp2(accelerator, model, precision)

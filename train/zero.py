@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from accelerate.utils import convert_to_fp32
 
 from data.errors import UserError
 from train import shards
@@ -86,14 +87,15 @@ def check_used(unused: Collection[str]) -> None:
         )
 
 
-def settle(accelerator: Accelerator, precision: str, max_grad_norm: float | None) -> None:
+def settle(accelerator: Accelerator, model: nn.Module, precision: str, max_grad_norm: float | None) -> None:
     """Tell DeepSpeed, before it prepares the model, what else it would decide by itself.
 
     Weights stay in fp32 and are computed in the precision of the run, as under every other strategy; DeepSpeed's own
-    bf16 would round buffers, and gradients before they are added up, too.
+    bf16 would round buffers, and gradients before they are added up, too. What the model gives is fp32, for the loss.
     """
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision: {precision} is not built in under DeepSpeed; use bf16 or fp32")
+    model.register_forward_hook(lambda module, given, output: convert_to_fp32(output))
     plugin: Any = accelerator.state.deepspeed_plugin
     plugin.deepspeed_config.update(
         train_micro_batch_size_per_gpu=1,  # what one counts there has no meaning here, but must be said

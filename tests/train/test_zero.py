@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from data.errors import UserError
 from train import zero
@@ -73,7 +74,7 @@ def test_layers_one_after_the_other() -> None:
 @pytest.mark.parametrize("precision", ["fp16", "fp64"])
 def test_precisions_that_it_would_change(precision: str) -> None:
     with pytest.raises(UserError, match=f"precision: {precision} is not built in under DeepSpeed; use bf16 or fp32"):
-        zero.settle(asked(), precision, 1.0)
+        zero.settle(asked(), torch.nn.Linear(1, 1), precision, 1.0)
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

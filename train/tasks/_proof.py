@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
+from train import documents as packed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -121,7 +122,8 @@ def _packed(model: nn.Module, documents: Sequence[Tensor]) -> list[Tensor]:
 
     ids = torch.cat(list(documents)).view(len(ROWS), -1)
     positions = torch.cat([torch.arange(len(document)) for document in documents]).view_as(ids).to(ids.device)
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+    with packed.known(torch.tensor(ROWS, device=ids.device)):
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
     return list(torch.split(logits.flatten(0, 1), [len(document) for document in documents]))
 
 

@@ -15,10 +15,9 @@ from data import packing
 from data.collate import pad
 from data.encode import Encoded, Features
 from data.source import Rows
-from train.tasks import _proof
+from train.tasks import _packed
 from train.tasks._fields import text_column
 from train.tasks._generation import Generation
-from train.tasks._losses import token_losses
 from train.tasks._pieces import by_row, positions, sums
 from train.tasks._writing import Writer
 from train.tasks.base import IGNORED, Arrays, Outputs, Task, TaskConfig, pieces
@@ -115,9 +114,7 @@ class CausalLanguageModelling(Task):
 
     def check_model(self, model: nn.Module) -> None:
         """Prove that later tokens have no influence and, with packing=documents, that other documents have none."""
-        _proof.prove_causal(model)
-        if self.config.packing == "documents":
-            _proof.prove_isolated(model)
+        _packed.check(model, isolated=self.config.packing == "documents")
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """A document must be a text, and not empty."""
@@ -190,8 +187,8 @@ class CausalLanguageModelling(Task):
         """input_ids and labels, which stand where they are predicted: (B, T); pieces (B, P), 0 where a row has fewer.
 
         With packing=documents also position_ids (B, T), which begin anew in each document, the padding being one more.
-        There is no attention mask: to a causal model padding on the right is what comes later, and a mask would switch
-        off the one that transformers makes from the positions.
+        And places (M,), those of the targets. There is no attention mask: to a causal model padding on the right is
+        what comes later, and a mask would switch off the one that transformers makes from the positions.
         """
         import torch
 
@@ -203,7 +200,8 @@ class CausalLanguageModelling(Task):
             size = len(tokens)
             labels[row, : size - 1] = tokens[1:]
             labels[row, ends - 1] = features["following"][row]
-        tensors = {"input_ids": ids, "labels": torch.from_numpy(labels), "pieces": pad(features["pieces"], 0)}
+        tensors = {"input_ids": ids, "labels": torch.from_numpy(labels), "pieces": pad(features["pieces"], 0),
+                   "places": _packed.places(labels)}  # fmt: skip
         if self.config.packing == "documents":
             tensors["position_ids"] = torch.from_numpy(positions(features["pieces"], ids.shape[1]))
         return tensors
@@ -228,21 +226,13 @@ class CausalLanguageModelling(Task):
 
     def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
         """Cross entropy of all tokens that are predicted, in nats: summed."""
-        return token_losses(self._logits(model, tensors), tensors["labels"]).sum()
-
-    def _logits(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the logits of each position, (B, T, V). Not the model's own loss, which shifts labels."""
-        inputs = {name: tensors[name] for name in ("input_ids", "position_ids") if name in tensors}
-        logits: Tensor = model(**inputs, use_cache=False).logits  # with a cache packing leaks
-        return logits
+        return _packed.loss(model, tensors)
 
     def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the summed loss of each example (B,) and of each of its pieces (B, P), and how many of its tokens are
         the likeliest (B,)."""
-        logits, labels = self._logits(model, tensors), tensors["labels"]
-        losses = token_losses(logits, labels)
-        hits = (logits.argmax(2) == labels).sum(1)
-        return {"loss": losses.sum(1), "losses": sums(losses, tensors["pieces"]), "hits": hits}
+        losses, hits = _packed.losses_and_hits(model, tensors)
+        return {"loss": losses.sum(1), "losses": sums(losses, tensors["pieces"]), "hits": hits.sum(1)}
 
     def outputs(self, found: Arrays, encoded: Encoded) -> Outputs:
         """losses, in nats, targets, hits, and bytes of the texts that begin in it: of each example (n,)."""

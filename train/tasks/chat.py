@@ -15,10 +15,9 @@ from data import packing
 from data.collate import pad
 from data.encode import Encoded, Features
 from data.source import Rows, check_columns
-from train.tasks import _proof, _turns
+from train.tasks import _packed, _turns
 from train.tasks._chat import Template, choose, render
 from train.tasks._generation import Generation, ends, texts
-from train.tasks._losses import token_losses
 from train.tasks._messages import Columns, Unusable, tools_asked
 from train.tasks._pieces import by_row, positions, sums
 from train.tasks._writing import Writer, keys
@@ -142,9 +141,8 @@ class Chat(Task):
 
     def check_model(self, model: nn.Module) -> None:
         """Prove that later tokens have no influence and, with packing=documents, that other conversations have none."""
-        _proof.prove_causal(model)
-        if self.config.packing == "documents":
-            _proof.prove_isolated(model, "Set task.packing=none (a conversation a row, padded)")
+        remedy = "Set task.packing=none (a conversation a row, padded)"
+        _packed.check(model, isolated=self.config.packing == "documents", remedy=remedy)
 
     def initialize(self, model: nn.Module, fresh: Collection[str], splits: Mapping[str, Encoded]) -> None:
         """Let the model stop where a turn ends, and write as the config says, also exported."""
@@ -210,15 +208,18 @@ class Chat(Task):
     def collate(self, features: Features) -> dict[str, Tensor]:
         """input_ids and labels, which stand where they are predicted: (B, T); pieces (B, P), 0 where a row has fewer.
 
-        Where texts are drawn, keys (B, P). With packing=documents also position_ids (B, T), which begin anew in each
-        conversation, the padding being one more. There is no attention mask, for the reasons that causal_lm has.
+        And places (M,), those of the targets. Where texts are drawn, keys (B, P). With packing=documents also
+        position_ids (B, T), which begin anew in each conversation, the padding being one more. There is no attention
+        mask, for the reasons that causal_lm has.
         """
         import torch
 
+        labels = pad(features["labels"], IGNORED)
         tensors = {
             "input_ids": pad(features["input_ids"], self.tokenizer.pad_token_id),
-            "labels": pad(features["labels"], IGNORED),
+            "labels": labels,
             "pieces": pad(features["pieces"], 0),
+            "places": _packed.places(labels.numpy()),
         }
         if self.config.generation and self.config.generation.temperature is not None:
             tensors["keys"] = pad([keys(rows) for rows in features["rows"]], 0)
@@ -250,21 +251,14 @@ class Chat(Task):
 
     def loss(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
         """Cross entropy of all tokens that the assistant writes, in nats: summed."""
-        return token_losses(self._logits(model, tensors), tensors["labels"]).sum()
-
-    def _logits(self, model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
-        """Return the logits of each position, (B, T, V)."""
-        inputs = {name: tensors[name] for name in ("input_ids", "position_ids") if name in tensors}
-        logits: Tensor = model(**inputs, use_cache=False).logits  # with a cache packing leaks
-        return logits
+        return _packed.loss(model, tensors)
 
     def predict(self, model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the summed loss of each example (B,); of each of its conversations the loss, and how many tokens are the
         likeliest, (B, P); and `written` (B, P, W): its last turn as the model writes it, -100 behind the end."""
-        logits, labels, sizes = self._logits(model, tensors), tensors["labels"], tensors["pieces"]
-        losses = token_losses(logits, labels)
-        hits = sums((logits.argmax(2) == labels).long(), sizes)
-        found = {"loss": losses.sum(1), "losses": sums(losses, sizes), "hits": hits}
+        losses, right = _packed.losses_and_hits(model, tensors)
+        hits, losses_of_each = (sums(values, tensors["pieces"]) for values in (right, losses))
+        found = {"loss": losses.sum(1), "losses": losses_of_each, "hits": hits}
         if self.config.generation:
             found["written"] = _turns.written(self.config.generation, model, self.tokenizer, tensors)
         return found

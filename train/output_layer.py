@@ -1,0 +1,180 @@
+"""The output layer, computed where there is a target and nowhere else, in chunks: a batch's logits are never all there.
+
+Hooks around the layer take what the model gives it, and put in the place of logits what is asked. The model's own code
+does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CHUNK = {"cpu": 2**24, "cuda": 2**28}
+"""Logits that are there at once, by kind of device: 64 MB and 1 GB in fp32."""
+
+
+@dataclass
+class Question:
+    """What is to be found out about the rows (B, T) that are being computed."""
+
+    targets: Tensor
+    """The token that is right, (M,)."""
+    places: Tensor
+    """Where, if the rows lay one after the other, (M,)."""
+    summed: bool
+    """Whether the sum of their losses is wanted, (); else loss and hit of each, (2, M)."""
+    answered: bool = False
+    """Whether that is what the model gives in the place of logits."""
+    hidden: Tensor = field(init=False)
+
+
+_asked: Question | None = None
+
+
+def enable(model: Any) -> bool:
+    """Let a model that writes texts answer so, if that is tried and gives the same; return whether.
+
+    Not where the logits are more than a linear layer gives (scaled, bounded), and not where the layer is of another
+    kind. Called under the autocast in which the model will compute.
+    """
+    layer = model.get_output_embeddings()
+    if type(layer) is not torch.nn.Linear:
+        return False
+    hooks = [layer.register_forward_pre_hook(_before), layer.register_forward_hook(_after)]
+    if _proved(model):
+        return True
+    for hook in hooks:
+        hook.remove()
+    return False
+
+
+@contextmanager
+def asking(targets: Tensor, places: Tensor, *, summed: bool) -> Iterator[Question]:
+    """While this lasts, a model for which `enable` had success answers this question."""
+    global _asked
+    _asked = Question(targets, places, summed)
+    try:
+        yield _asked
+    finally:
+        _asked = None
+
+
+def _before(layer: nn.Module, given: tuple[Any, ...]) -> Any:
+    """Keep what the layer is given, (B, T, d), and give it next to nothing."""
+    if _asked is None:
+        return None
+    _asked.hidden = given[0]
+    return (given[0][:, :1],)
+
+
+def _after(layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Any:
+    if _asked is None:
+        return None
+    _asked.answered = True
+    return _answer(_asked.hidden.flatten(0, -2)[_asked.places], layer, _asked.targets, summed=_asked.summed)
+
+
+def _answer(hidden: Tensor, layer: Any, targets: Tensor, *, summed: bool) -> Tensor:
+    """Return the summed loss, (), or loss and hit of each target, (2, M). hidden: (M, d); targets: (M,)."""
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):
+        if summed:
+            found: Any = _Summed
+            return found.apply(hidden, layer.weight, layer.bias, targets, dtype)  # type: ignore[no-any-return]
+        return torch.cat([_scores(*each) for each in _chunks(hidden, layer.weight, layer.bias, targets, dtype)], dim=1)
+
+
+def _chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits of some targets, in fp32 or fp64, and these targets; all of them one after the other."""
+    size = max(1, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // len(weight))
+    matrix, added = weight.to(dtype), None if bias is None else bias.to(dtype)
+    for start in range(0, max(1, len(targets)), size):
+        logits = functional.linear(hidden[start : start + size].to(dtype), matrix, added)
+        yield logits.float() if logits.dtype.itemsize < 4 else logits, targets[start : start + size]
+
+
+def _scores(logits: Tensor, targets: Tensor) -> Tensor:
+    losses = functional.cross_entropy(logits, targets, reduction="none")
+    return torch.stack([losses, (logits.argmax(1) == targets).to(losses.dtype)])
+
+
+class _Summed(torch.autograd.Function):
+    """The summed cross entropy of a linear layer's outputs. Gradients are made in the same pass, chunk by chunk, so
+    that no logits are kept and none computed twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """hidden: (M, d), weight: (V, d), bias: (V,), targets: (M,); products are made in `dtype`, sums in fp32."""
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
+        slopes = torch.empty_like(hidden) if of_hidden else None
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        of = [torch.zeros_like(each, dtype=exact) if wanted and each is not None else None
+              for each, wanted in ((weight, of_weight), (bias, of_bias))]  # fmt: skip
+        losses, done, matrix = [], 0, weight.to(dtype)
+        for logits, target in _chunks(hidden, weight, bias, targets, dtype):
+            whole = logits.logsumexp(1, keepdim=True)
+            right = logits.gather(1, target[:, None])
+            losses.append(whole - right)
+            if of_hidden or of_weight or of_bias:
+                slope = logits.sub_(whole).exp_()  # probabilities, in place
+                slope = slope.scatter_(1, target[:, None], slope.gather(1, target[:, None]) - 1).to(dtype)
+                part = slice(done, done + len(target))
+                if slopes is not None:
+                    slopes[part] = slope @ matrix
+                if of[0] is not None and exact == dtype:
+                    of[0].addmm_(slope.T, hidden[part].to(dtype))
+                elif of[0] is not None:
+                    of[0] += slope.T @ hidden[part].to(dtype)
+                if of[1] is not None:
+                    of[1] += slope.sum(0)
+                done += len(target)
+        ctx.save_for_backward(slopes, *of)
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        return torch.cat(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Scale what was made."""
+        made = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return *(None if each is None else (each * grads[0]).to(dtype) for each, dtype in made), None, None
+
+
+def _proved(model: Any) -> bool:
+    """Whether it gives the losses and hits that follow from the model's logits."""
+    generator = torch.Generator().manual_seed(0)  # its own: training's is left alone
+    weight = model.get_input_embeddings().weight
+    ids = torch.randint(len(weight), (2, 7), generator=generator).to(weight.device)
+    places = torch.tensor([0, 2, 3, 8, 13], device=weight.device)
+    targets = ids.flatten()[places]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = model(input_ids=ids, use_cache=False).logits
+            with asking(targets, places, summed=True):
+                summed = model(input_ids=ids, use_cache=False).logits
+            with asking(targets, places, summed=False):
+                each = model(input_ids=ids, use_cache=False).logits
+    except Exception:  # logits that are worked on after the layer, an argument it does not know: many kinds
+        return False
+    finally:
+        model.train(training)
+    expected = _scores(logits.flatten(0, 1)[places].float(), targets)[0]
+    half = torch.is_autocast_enabled(ids.device.type) or logits.dtype.itemsize < 4
+    rounding = 2e-2 if half else 1e-4
+    close = [(each[0], expected), (summed, expected.sum())] if each.shape == (2, len(places)) else []
+    return bool(close) and all(torch.allclose(one.float(), other, rtol=rounding, atol=rounding) for one, other in close)
