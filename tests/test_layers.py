@@ -51,6 +51,7 @@ LAYERS: dict[str, float] = {
     "train.layers": 0,
     "train.padding_free": 0.25,
     "train.documents": 0,
+    "train.prefetch": 0,
     "train.output_layer": 0,
     "train.tasks._losses": 0.5,
     "train.tasks._proof": 0.75,

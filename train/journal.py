@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("train")
 
+UNSETTLED = 50
+"""Updates after which it is asked, at the latest, whether they were left out: to ask is to wait for the device."""
+
 
 class Journal:
     """Counts what is done and reports it: a live bar on a terminal, one line per log interval elsewhere.
@@ -75,7 +78,7 @@ class Journal:
         self.state.computed += batch.computed * self.learner.accelerator.num_processes
         if self.learner.memory and (halved := self.learner.memory.figures(number)):
             self.tracker.log(number, halved)
-        if self.learner.unsettled >= self.learner.max_nonfinite:
+        if self.learner.unsettled >= UNSETTLED:
             self._left_out()  # a run that only leaves out updates must not go on for long
         if self.live and self.bar is None:
             from tqdm import tqdm

@@ -43,6 +43,7 @@ from train.learned import Learned
 from train.loop import Every, fit
 from train.memory import Memory
 from train.optim import build_optimizer, rate, scales
+from train.prefetch import prefetch
 from train.preparation import judging, prepared
 from train.rehearsal import compile_now, first_loss, nothing
 from train.signals import Stopped
@@ -130,6 +131,7 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
     complete, written = False, True
     try:
         ahead = batches.between(checkpoints.state.update, updates, checkpoints.state.position)
+        ahead = prefetch(batches, ahead, accelerator.device)
         if not fit(learner, ahead, evaluate, journal, checkpoints, updates=updates, every=every):
             raise Stopped
         journal.close()

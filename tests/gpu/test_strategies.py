@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import figures
+from tests.conftest import figures, write_config
 from tests.distributed import ROOT
 from tests.every_task._runs import UPDATES, Build, builder, records
 from train import zero
@@ -45,7 +45,8 @@ def launch(jobs: list[dict[str, Any]], folder: Path, name: str, *arguments: str)
     command = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{name}.yaml"]
     paths = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
     done = subprocess.run(
-        [sys.executable, *command, "--num_processes", "1", *arguments, "-m", "tests.worker", str(listed)],
+        [sys.executable, *command, "--num_processes", "1", "--main_process_port", "0", *arguments,
+         "-m", "tests.worker", str(listed)],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, f"{name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
@@ -100,3 +101,16 @@ def test_from_gpu_to_cpu_and_back(run: Callable[..., dict[str, Path]], build: Bu
     for config in (*there, *back):
         expected = run("single_gpu", "bf16")[config["task"]["name"]]
         same_losses(Path(config["output"]), expected, 2e-2)
+
+
+@pytest.mark.parametrize("name", ["fsdp2", pytest.param("deepspeed_zero3", marks=ZERO)])
+def test_stages(build: Build, tmp_path: Path, name: str) -> None:
+    """One after the other in one command: the second begins under the same strategy."""
+    files = []
+    for number in (1, 2):
+        config = build("causal_lm", f"{name}-stage-{number}", precision="bf16")
+        if number == 2:
+            config["model"] = {**config["model"], "path": "${previous}"}
+        files.append(str(write_config(config, tmp_path / f"stage{number}.yaml")))
+    launch([{"files": files}], tmp_path, name)
+    assert (Path(config["output"]) / "model" / "model.safetensors").is_file()

@@ -1,0 +1,98 @@
+"""The batches to come, made and sent to a GPU while it computes those before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from queue import Empty, Full, Queue
+from typing import Any
+
+import torch
+
+from data.batches import Batch, Batches, Feed
+
+DEPTH = 2
+"""Batches that wait: one would do if all took equally long to make."""
+
+Numbered = tuple[int, Batch]
+
+
+def prefetch(batches: Feed, numbered: Iterator[Numbered], device: torch.device) -> Iterator[Numbered]:
+    """Return what `numbered` yields; for a GPU of NVIDIA made and sent ahead, where `batches` are memory-mapped.
+
+    A stream's processes talk to each other, which only one thread can do; and a CPU has no core to spare.
+    """
+    if device.type == "cuda" and isinstance(batches, Batches):
+        return _ahead(batches, numbered, device)
+    return numbered
+
+
+def _ahead(batches: Batches, numbered: Iterator[Numbered], device: torch.device) -> Iterator[Numbered]:
+    """Yield what `numbered` yields, its tensors on `device`: a thread makes and copies them, on a stream of its own.
+
+    `batches` is what cuts them: a batch that was made before the memory turned out too small is cut again. Nothing else
+    depends on when a batch is made, and nothing that it is made from on what is computed. The copies are from pinned
+    memory: from any other the host would wait until all that was asked of the GPU before is done.
+    """
+    queue: Queue[Any] = Queue(DEPTH)
+    over = threading.Event()
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    thread = threading.Thread(target=_fill, args=(queue, over, batches, numbered, device, stream), daemon=True)
+    thread.start()
+    try:
+        while (item := queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            (number, batch), cuts, copied = item
+            if cuts != len(batches.smaller):
+                batch = batch.recut()
+            else:
+                _take_over(batch, copied, device)
+            yield number, batch
+    finally:
+        over.set()
+        with suppress(Empty):
+            while True:
+                queue.get_nowait()
+        thread.join()
+
+
+def _fill(
+    queue: Queue[Any], over: threading.Event, batches: Batches, numbered: Iterator[Numbered], device: Any, stream: Any
+) -> None:
+    """Put batches into the queue until there are no more, or nobody wants them; and None, or what went wrong."""
+    last: BaseException | None = None
+    try:
+        for number, batch in numbered:
+            cuts = len(batches.smaller)
+            with torch.cuda.stream(stream):
+                parts = [replace(part, tensors=_sent(part.tensors, device)) for part in batch.parts]
+                copied = stream.record_event()
+            if not _put(queue, ((number, replace(batch, parts=parts)), cuts, copied), over):
+                return
+    except BaseException as error:  # it is the other thread's to raise
+        last = error
+    _put(queue, last, over)
+
+
+def _put(queue: Queue[Any], item: Any, over: threading.Event) -> bool:
+    while not over.is_set():
+        with suppress(Full):
+            queue.put(item, timeout=0.1)
+            return True
+    return False
+
+
+def _sent(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+
+def _take_over(batch: Batch, copied: Any, device: torch.device) -> None:
+    """Let what is asked of the GPU from here on wait for the copies, and their memory for all that reads them."""
+    current = torch.cuda.current_stream(device)
+    current.wait_event(copied)
+    for part in batch.parts:
+        for tensor in part.tensors.values():
+            tensor.record_stream(current)
