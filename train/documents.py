@@ -6,10 +6,11 @@ know: the attention is one that transformers asks for by name, and what it needs
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from train import varlen
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,9 +20,6 @@ NAME = "documents"
 
 _sizes: Tensor | None = None
 """Of the documents of the rows that are being computed, (B, P)."""
-
-_kernel: Any = None
-"""`torch.nn.attention.varlen.varlen_attn`, once there is a model for it."""
 
 _seen: list[nn.Module] | None = None
 """Where it is noted which modules attend by documents, while that is tried."""
@@ -60,7 +58,7 @@ def enable(model: Any) -> bool:
     What is proved of packing afterwards is proved of this: it is the caller's to do. Called under the autocast in which
     the model will compute.
     """
-    if not _can(model):
+    if model.config._attn_implementation != "sdpa" or not varlen.available(model):
         return False
     _register()
     model.set_attn_implementation(NAME)
@@ -77,28 +75,6 @@ def disable(model: Any) -> None:
     hooks = model.base_model._forward_pre_hooks
     for key in [key for key, hook in hooks.items() if hook is _begin]:
         del hooks[key]
-
-
-def _can(model: Any) -> bool:
-    """Half precision, and the kernel that PyTorch has from 2.11 on, in this form; nothing that it does not know."""
-    import torch
-
-    device, config = model.device, model.config.get_text_config()
-    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else model.dtype
-    drops = any(
-        getattr(config, name, 0) for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
-    )
-    if dtype not in (torch.bfloat16, torch.float16) or drops or config._attn_implementation != "sdpa":
-        return False
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    global _kernel
-    _kernel = varlen_attn
-    return {"window_size", "enable_gqa", "scale"} <= {*inspect.signature(varlen_attn).parameters}
 
 
 def _register() -> None:
@@ -155,23 +131,11 @@ def attention(
     if cu_seq_lens_q is None:
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
-    return _apart(module, query, key, value, cu_seq_lens_q, **options), None
-
-
-def _apart(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, *, dropout: float = 0.0, **options: Any
-) -> Tensor:
     if _seen is not None:
         _seen.append(module)
-    strange = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
-    if dropout or strange or not getattr(module, "is_causal", True) or options.get("is_causal") is False:
-        raise ValueError(f"attention by documents knows no {', '.join(strange) or 'dropout, and only looks back'}")
-    (rows, heads, width, size), window = query.shape, options.get("sliding_window")
-    query, key, value = (
-        each.transpose(1, 2).reshape(rows * width, -1, size).to(value.dtype) for each in (query, key, value)
-    )
-    found: Any = _kernel(
-        query, key, value, starts, starts, width, width,
-        scale=options.get("scaling"), window_size=(window - 1 if window else -1, 0), enable_gqa=heads != key.shape[1],
-    )  # fmt: skip
-    return found.view(rows, width, heads, size)  # type: ignore[no-any-return]
+    if not getattr(module, "is_causal", True):
+        raise ValueError("attention by documents only looks back")
+    rows, _, width, size = query.shape
+    query, key, value = (each.transpose(1, 2).reshape(rows * width, -1, size) for each in (query, key, value))
+    found = varlen.attend(query, key, value, cu_seq_lens_q, width, causal=True, **options)
+    return found.view(rows, width, -1, size), None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import UserError
 from data.order import derive
@@ -120,6 +120,22 @@ def _choose_kernels() -> None:
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)
+    _never_ask_masks()
+
+
+def _never_ask_masks() -> None:
+    """Let transformers make a mask of what it is given, where there are gradients, without asking the GPU whether all
+    of it is ones: it would wait for the answer in every micro-batch. Who has no padding gives no mask."""
+    import torch
+    from transformers import AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    def made(**options: Any) -> torch.Tensor | None:
+        if options.get("attention_mask") is not None and torch.is_grad_enabled():
+            options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return sdpa_mask(**options)
+
+    AttentionMaskInterface.register("sdpa", made)
 
 
 def seed_dropout(seed: int, update: int, process: int) -> None:

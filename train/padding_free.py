@@ -1,7 +1,8 @@
 """Encoders that compute no padding: between their first and their last layer there are real tokens only.
 
 Hooks around the stack of layers take (B, T, d) apart into (1, N, d), the N real tokens of the batch, and put it
-together again; only attention itself, which needs rows, is computed on padded ones. The model's own code does not know.
+together again. The model's own code does not know. Attention is that of a kernel for rows of any lengths (`varlen`), or
+where there is none computed on padded rows, which the other kernels need.
 """
 
 from __future__ import annotations
@@ -11,17 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from train import varlen
 from train.layers import stacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "padding_free"
-"""Of the attention, among those that transformers knows."""
+NAME, FLAT = "padding_free", "padding_free_flat"
+"""Of the attention on padded rows, and of that without, among those that transformers knows."""
+
+COUNT = "real_tokens"
+"""What a mask may say of itself: how many ones it has. Where it lies on a GPU, to count them is to wait."""
 
 TRIED = (9, 4, 6)
 """Tokens of the rows on which a model is tried."""
@@ -35,6 +41,8 @@ class Layout:
     width: int
     places: Tensor
     """int64 (N,): the place of each real token in the rows, one after the other."""
+    starts: Tensor
+    """int32 (B + 1,): where each row begins among the real tokens."""
 
     def flat(self, tensor: Tensor) -> Tensor:
         """(B or 1, T, …) → (1, N, …)."""
@@ -47,6 +55,9 @@ class Layout:
         return whole.index_copy(0, self.places, tensor[0]).view(self.rows, self.width, *tensor.shape[2:])
 
 
+_named: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""The attention of each model."""
+
 _layout: Layout | None = None
 """Of the batch that is being computed; None for one that has no padding."""
 
@@ -54,13 +65,14 @@ _layout: Layout | None = None
 def enable(model: PreTrainedModel) -> bool:
     """Let a model that writes no text compute real tokens only, if that is tried and gives the same; return whether.
 
-    On CPUs alone: not tried on GPUs, where a kernel for rows of any length would be the way. Not where layers are
-    computed a second time in the backward pass, which does not know the batch.
+    Not where layers are computed a second time in the backward pass, which does not know the batch. Called under the
+    autocast in which it will compute.
     """
     base: Any = model.base_model
     blocks = list(stacks(base))
     if not _can(model) or len(blocks) != 1:
         return False
+    _named[base] = FLAT if varlen.available(model) else NAME
     hooks = _hook(base, list(blocks[0][1]))
     if _proved(model, base):
         return True
@@ -72,7 +84,8 @@ def enable(model: PreTrainedModel) -> bool:
 def _can(model: Any) -> bool:
     config = model.config
     writes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or model.can_generate()  # with a cache
-    return model.device.type == "cpu" and not writes and config._attn_implementation == "sdpa" and not _twice(model)
+    known = model.device.type in ("cpu", "cuda") and config._attn_implementation == "sdpa"
+    return known and not writes and not _twice(model)
 
 
 def _twice(model: Any) -> bool:
@@ -92,6 +105,7 @@ def _register() -> None:
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, _attention)
+    AttentionInterface.register(FLAT, _flat_attention)  # without a mask
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
@@ -105,10 +119,13 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         return
     if asked or base.config.output_hidden_states:  # of layers between, as rows
         return
-    places = mask.flatten().nonzero().flatten()
-    if len(places) < mask.numel() and len(places) != mask.shape[1]:  # else what is flat would look like rows
-        _layout = Layout(len(mask), mask.shape[1], places)
-        base.config._attn_implementation_internal = NAME
+    count = getattr(mask, COUNT, None)
+    count = int(mask.sum()) if count is None else count
+    if count < mask.numel() and count != mask.shape[1]:  # else what is flat would look like rows
+        places = torch.nonzero_static(mask.flatten(), size=count).flatten()
+        starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
+        _layout = Layout(len(mask), mask.shape[1], places, starts)
+        base.config._attn_implementation_internal = _named[base]
 
 
 def _end(base: Any, given: Any, output: Any) -> None:
@@ -152,13 +169,23 @@ def _attention(
     return layout.flat(found), None
 
 
+def _flat_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """(1, heads, N, d) each → (1, N, heads, d)."""
+    layout = _layout
+    assert layout is not None
+    query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
+    return varlen.attend(query, key, value, layout.starts, layout.width, causal=False, **options)[None], None
+
+
 def _proved(model: PreTrainedModel, base: Any) -> bool:
     """Whether real tokens come out as they do with padding, and nothing comes out elsewhere."""
     embedding: Any = model.get_input_embeddings()
-    device, width = embedding.weight.device, max(TRIED)
+    device, tried = embedding.weight.device, (*TRIED, *_beyond_windows(model))
     generator = torch.Generator().manual_seed(0)  # its own: training's is left alone
-    ids = torch.randint(len(embedding.weight), (len(TRIED), width), generator=generator).to(device)
-    mask = (torch.arange(width)[None] < torch.tensor(TRIED)[:, None]).long().to(device)
+    ids = torch.randint(len(embedding.weight), (len(tried), max(tried)), generator=generator).to(device)
+    mask = (torch.arange(max(tried))[None] < torch.tensor(tried)[:, None]).long().to(device)
     with _evaluating(base):
         try:
             found = base(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -173,6 +200,13 @@ def _proved(model: PreTrainedModel, base: Any) -> bool:
     apart, size = (found - expected)[real].abs().max(), expected[real].abs().max()
     untouched = bool((found[~real] != expected[~real]).any())  # else nothing was taken apart
     return bool(apart <= rounding * size) and untouched
+
+
+def _beyond_windows(model: Any) -> list[int]:
+    """Return the length of a row in which some tokens are too far apart to see each other, if that can be."""
+    window = max((getattr(model.config, name, None) or 0 for name in ("sliding_window", "local_attention")), default=0)
+    longest = getattr(model.config, "max_position_embeddings", 2 * window + 9)
+    return [min(2 * window + 9, longest)] if window else []
 
 
 @contextmanager

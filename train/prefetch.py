@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.batches import Batch, Batches, Feed
+from train.padding_free import COUNT
 
 DEPTH = 2
 """Batches that wait: one would do if all took equally long to make."""
@@ -86,7 +87,10 @@ def _put(queue: Queue[Any], item: Any, over: threading.Event) -> bool:
 
 
 def _sent(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+    sent = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
+    if "attention_mask" in sent:
+        setattr(sent["attention_mask"], COUNT, int(tensors["attention_mask"].sum()))
+    return sent
 
 
 def _take_over(batch: Batch, copied: Any, device: torch.device) -> None:

@@ -56,6 +56,7 @@ def make(tmp_path: Path, tiny_model: str, tiny_decoder: str, tiny_encoder_decode
     return builder(tmp_path, {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder})
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("name", ["causal_lm", "chat", "text_classification", "masked_lm", "seq2seq"])
 def test_no_update_waits(name: str, make: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the end of the second to the beginning of the last, with all that comes between updates."""

@@ -10,7 +10,7 @@ import transformers
 
 from data.errors import UserError
 from tests.train.test_output_layer import SIZES
-from train import documents
+from train import documents, varlen
 from train.tasks import _packed, _proof
 
 PIECES = torch.tensor([[5, 3, 2], [12, 0, 0], [1, 9, 0]])
@@ -21,15 +21,15 @@ def kernel(query: Any, key: Any, value: Any, starts: Any, others: Any, most: int
     """What `varlen_attn` promises, document by document. (tokens, heads, d) → the same."""
     assert torch.equal(starts, others) and starts.dtype == torch.int32 and int(starts[-1]) == len(query)
     sizes, (back, ahead) = starts.diff().tolist(), options["window_size"]
-    assert max(sizes) <= most == mosts and ahead == 0
-    found = []
+    assert max(sizes) <= most == mosts
+    found, inf = [], float("inf")
     for one in zip(*(each.split(sizes) for each in (query, key, value)), strict=True):
         places = torch.arange(len(one[0]))
         apart = places[:, None] - places[None]
-        mask = (apart >= 0) & ((apart <= back) if back >= 0 else True)
+        mask = (apart <= (back if back >= 0 else inf)) & (apart >= (-ahead if ahead >= 0 else -inf))
         several = [each.transpose(0, 1)[None] for each in one]
         result = torch.nn.functional.scaled_dot_product_attention(
-            *several, attn_mask=mask, scale=options["scale"], enable_gqa=options["enable_gqa"]
+            *several, attn_mask=mask, scale=options["scale"], enable_gqa=True
         )
         found.append(result[0].transpose(0, 1))
     return torch.cat(found)
@@ -38,8 +38,8 @@ def kernel(query: Any, key: Any, value: Any, starts: Any, others: Any, most: int
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a CPU pass for a GPU."""
-    monkeypatch.setattr(documents, "_can", lambda model: model.config._attn_implementation == "sdpa")
-    monkeypatch.setattr(documents, "_kernel", kernel)
+    monkeypatch.setattr(varlen, "available", lambda model: True)
+    monkeypatch.setattr(varlen, "_kernel", kernel)
 
 
 def build(kind: str, **settings: Any) -> Any:
@@ -114,7 +114,7 @@ def test_a_kernel_that_leaks_is_not_used(monkeypatch: pytest.MonkeyPatch) -> Non
         starts = torch.tensor([0, len(query)], dtype=torch.int32)
         return kernel(query, key, value, starts, starts, len(query), len(query), **options)
 
-    monkeypatch.setattr(documents, "_kernel", leaking)
+    monkeypatch.setattr(varlen, "_kernel", leaking)
     model = build("llama")
     _packed.check(model, isolated=True)
     assert model.config._attn_implementation == "sdpa"
@@ -124,12 +124,12 @@ def test_what_the_kernel_does_not_know() -> None:
     module, some = torch.nn.Module(), torch.zeros(1, 2, 3, 4)
     starts = torch.tensor([0, 3], dtype=torch.int32)
     for options in ({"dropout": 0.1}, {"softcap": 3.0}, {"is_causal": False}, {"position_bias": some}):
-        with pytest.raises(ValueError, match="attention by documents knows no"):
+        with pytest.raises(ValueError, match="attention by this kernel knows no"):
             documents.attention(module, some, some, some, None, starts, **options)
 
 
 def test_packing_that_cannot_be_is_refused_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "_can", lambda model: False)
+    monkeypatch.setattr(varlen, "available", lambda model: False)
     model = build("gpt2", vocab_size=50, n_embd=16, n_layer=2, n_head=2)
     model.transformer.wpe.weight.data.zero_()
     for block in model.transformer.h:

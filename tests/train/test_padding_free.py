@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from train import padding_free
+from tests.train.test_documents import kernel
+from train import padding_free, varlen
 
 SIZES = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 KINDS: dict[str, dict[str, Any]] = {
@@ -55,9 +56,16 @@ def counting(base: Any) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("attention", ["on rows", "without rows"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_the_same(kind: str, side: str) -> None:
-    """Logits and every gradient, float64 to 1e-9; the layers see 25 tokens, not 44."""
+def test_it_is_the_same(kind: str, attention: str, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and every gradient, float64 to 1e-9; the layers see 25 tokens, not 44.
+
+    Also by another kernel in the place of the one that GPUs have for sequences of any lengths.
+    """
+    if attention == "without rows":
+        monkeypatch.setattr(varlen, "available", lambda model: True)
+        monkeypatch.setattr(varlen, "_kernel", kernel)
     model, given = make(kind), batch(side)
     logits, gradients = learned(model, given)
     assert padding_free.enable(model)
