@@ -33,7 +33,8 @@ def compile_layers(model: nn.Module) -> None:
     from torch._inductor import config as inductor
     from torch.fx.experimental import _config as shapes
 
-    from train.layers import named_layers  # needs torch
+    from train import output_layer  # needs torch
+    from train.layers import named_layers
 
     found = list(named_layers(model))
     if not found:
@@ -50,6 +51,7 @@ def compile_layers(model: nn.Module) -> None:
         logger.addHandler(_Told())
     for layer in found:
         layer.compile(backend=BACKEND, dynamic=True)
+    output_layer.compile_arithmetic(BACKEND)  # of language models; of others it is never asked for
 
 
 def describe(model: nn.Module) -> str:

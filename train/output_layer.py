@@ -18,8 +18,8 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from torch import nn
 
-CHUNK = {"cpu": 2**24, "cuda": 2**28}
-"""Logits that are there at once, by kind of device: 64 MB and 1 GB in fp32."""
+CHUNK = {"cpu": 2**24, "cuda": 2**29}
+"""Logits that are there at once, by kind of device: 64 MB and 2 GB in fp32."""
 
 
 @dataclass
@@ -46,6 +46,8 @@ def enable(model: Any) -> bool:
     Not where the logits are more than a linear layer gives (scaled, bounded), and not where the layer is of another
     kind. Called under the autocast in which the model will compute.
     """
+    global losses_and_slopes
+    losses_and_slopes = _losses_and_slopes  # until somebody compiles
     layer = model.get_output_embeddings()
     if type(layer) is not torch.nn.Linear:
         return False
@@ -97,17 +99,60 @@ def _answer(hidden: Tensor, layer: Any, targets: Tensor, *, summed: bool) -> Ten
 def _chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the logits of some targets, in fp32 or fp64, and these targets; all of them one after the other."""
+    """Yield the logits of some targets, in `dtype`, and these targets; all of them one after the other."""
     size = max(1, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // len(weight))
     matrix, added = weight.to(dtype), None if bias is None else bias.to(dtype)
     for start in range(0, max(1, len(targets)), size):
-        logits = functional.linear(hidden[start : start + size].to(dtype), matrix, added)
-        yield logits.float() if logits.dtype.itemsize < 4 else logits, targets[start : start + size]
+        part = slice(start, start + size)
+        yield functional.linear(hidden[part].to(dtype), matrix, added), targets[part]
 
 
 def _scores(logits: Tensor, targets: Tensor) -> Tensor:
-    losses = functional.cross_entropy(logits, targets, reduction="none")
-    return torch.stack([losses, (logits.argmax(1) == targets).to(losses.dtype)])
+    """(C, V), (C,) → loss and hit of each, (2, C)."""
+    exact = logits.float() if logits.dtype.itemsize < 4 else logits
+    losses = functional.cross_entropy(exact, targets, reduction="none")
+    return torch.stack([losses, (exact.argmax(1) == targets).to(losses.dtype)])
+
+
+def _losses_and_slopes(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(C, V), (C,) → the loss of each, (C, 1), in fp32 at least, and its gradient, (C, V), in the place of logits."""
+    exact = logits.float() if logits.dtype.itemsize < 4 else logits
+    whole, right = exact.logsumexp(1, keepdim=True), exact.gather(1, targets[:, None])
+    losses = whole - right
+    slopes = exact.sub_(whole).exp_()
+    slopes.scatter_(1, targets[:, None], slopes.gather(1, targets[:, None]) - 1)
+    return losses, slopes.to(logits.dtype)
+
+
+def _fused(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, as a compiler makes two passes over the logits of it."""
+    exact = logits.float() if logits.dtype.itemsize < 4 else logits
+    whole, right = exact.logsumexp(1, keepdim=True), exact.gather(1, targets[:, None])
+    there = torch.arange(logits.shape[1], device=logits.device)[None] == targets[:, None]
+    return whole - right, ((exact - whole).exp() - there.to(exact.dtype)).to(logits.dtype)
+
+
+losses_and_slopes = _losses_and_slopes
+"""What is used of the two."""
+
+
+def compile_arithmetic(backend: str) -> None:
+    """From here on what follows the product with the weights is compiled: some passes over memory fewer."""
+    global losses_and_slopes
+    losses_and_slopes = torch.compile(_fused, backend=backend, dynamic=True)
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """Add one.T @ other, which may be of half the precision, to `total`, without rounding in between where that can be.
+
+    one: (C, V), other: (C, d), total: (V, d).
+    """
+    if total.dtype == one.dtype:
+        total.addmm_(one.T, other)
+    elif total.device.type == "cuda":
+        torch.ops.aten.addmm.dtype_out(total, one.T, other, total.dtype, out=total)
+    else:
+        total += one.T @ other
 
 
 class _Summed(torch.autograd.Function):
@@ -126,22 +171,16 @@ class _Summed(torch.autograd.Function):
               for each, wanted in ((weight, of_weight), (bias, of_bias))]  # fmt: skip
         losses, done, matrix = [], 0, weight.to(dtype)
         for logits, target in _chunks(hidden, weight, bias, targets, dtype):
-            whole = logits.logsumexp(1, keepdim=True)
-            right = logits.gather(1, target[:, None])
-            losses.append(whole - right)
-            if of_hidden or of_weight or of_bias:
-                slope = logits.sub_(whole).exp_()  # probabilities, in place
-                slope = slope.scatter_(1, target[:, None], slope.gather(1, target[:, None]) - 1).to(dtype)
-                part = slice(done, done + len(target))
-                if slopes is not None:
-                    slopes[part] = slope @ matrix
-                if of[0] is not None and exact == dtype:
-                    of[0].addmm_(slope.T, hidden[part].to(dtype))
-                elif of[0] is not None:
-                    of[0] += slope.T @ hidden[part].to(dtype)
-                if of[1] is not None:
-                    of[1] += slope.sum(0)
-                done += len(target)
+            found, slope = losses_and_slopes(logits, target)
+            losses.append(found)
+            part = slice(done, done + len(target))
+            if slopes is not None:
+                slopes[part] = slope @ matrix
+            if of[0] is not None:
+                _add_product(of[0], slope, hidden[part].to(dtype))
+            if of[1] is not None:
+                of[1] += slope.sum(0)
+            done += len(target)
         ctx.save_for_backward(slopes, *of)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return torch.cat(losses).sum()
@@ -173,8 +212,10 @@ def _proved(model: Any) -> bool:
         return False
     finally:
         model.train(training)
-    expected = _scores(logits.flatten(0, 1)[places].float(), targets)[0]
+    expected = _scores(logits.flatten(0, 1)[places], targets)[0]
     half = torch.is_autocast_enabled(ids.device.type) or logits.dtype.itemsize < 4
     rounding = 2e-2 if half else 1e-4
     close = [(each[0], expected), (summed, expected.sum())] if each.shape == (2, len(places)) else []
-    return bool(close) and all(torch.allclose(one.float(), other, rtol=rounding, atol=rounding) for one, other in close)
+    return bool(close) and all(
+        torch.allclose(one.to(other.dtype), other, rtol=rounding, atol=rounding) for one, other in close
+    )

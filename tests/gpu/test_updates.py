@@ -13,7 +13,7 @@ from tests.conftest import figures
 from tests.every_task._runs import UPDATES, Build, builder
 from tests.train.test_documents import PIECES, WIDTH, build, rows
 from tests.worker import carry_out
-from train import documents, update
+from train import documents, output_layer, update
 from train.tasks import _packed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -56,6 +56,17 @@ def make(tmp_path: Path, tiny_model: str, tiny_decoder: str, tiny_encoder_decode
     return builder(tmp_path, {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder})
 
 
+def test_output_layer() -> None:
+    """Sums of products in half precision are made without rounding in between: closer than one product."""
+    torch.manual_seed(0)
+    one, other = (torch.randn(300, size, device="cuda", dtype=torch.bfloat16) for size in (64, 32))
+    total = torch.zeros(64, 32, device="cuda")
+    for part in (slice(0, 100), slice(100, 300)):
+        output_layer._add_product(total, one[part], other[part])
+    exact = one.double().T @ other.double()
+    assert (total - exact).norm() <= 1e-6 * exact.norm()
+
+
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("name", ["causal_lm", "chat", "text_classification", "masked_lm", "seq2seq"])
 def test_no_update_waits(name: str, make: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +82,9 @@ def test_no_update_waits(name: str, make: Build, monkeypatch: pytest.MonkeyPatch
         return report
 
     monkeypatch.setattr(update.Learner, "update", watched)
-    config = make(name, "run", precision="bf16", tracking={"log_every": 100}, evaluate={"every": 100})
+    config = make(
+        name, "run", precision="bf16", tracking={"log_every": 100}, evaluate={"every": 100}, checkpoint={"every": 100}
+    )
     try:
         assert carry_out(config) == 0
     finally:

@@ -76,6 +76,28 @@ def test_losses_and_gradients(kind: str, chunk: int, monkeypatch: pytest.MonkeyP
     assert not each[1][given["labels"] == IGNORED].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_is_compiled_is_the_same(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, targets = (3 * torch.randn(5, 50)).to(dtype), torch.randint(50, (5,))
+    expected, found = (of(logits.clone(), targets) for of in (output_layer._losses_and_slopes, output_layer._fused))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other)
+
+
+def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, given = build("llama", {}), tensors()
+    expected, slopes = learned(model, given)
+    assert output_layer.enable(model)
+    output_layer.compile_arithmetic("aot_eager")
+    monkeypatch.setitem(output_layer.CHUNK, "cpu", 50 * 4)  # the last is smaller
+    loss, found = learned(model, given)
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    assert all(torch.allclose(found[name], slope, rtol=1e-9, atol=1e-12) for name, slope in slopes.items())
+    assert output_layer.enable(build("llama", {})) and output_layer.losses_and_slopes is output_layer._losses_and_slopes
+
+
 def test_logits_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only those of a chunk, and the few that the layer itself makes of nothing."""
     model, given = build("llama", {}), tensors()
