@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +157,20 @@ def where() -> str:
     import torch
     import transformers
 
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     return (
         f"{gpu}{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, commit {commit.strip() or 'unknown'}, {time.strftime('%Y-%m-%d')}."
+        f"{transformers.__version__}, commit {_commit()}, {time.strftime('%Y-%m-%d')}."
     )
+
+
+def _commit() -> str:
+    """Return the commit: as `COMMIT` says it, on a machine that has a copy of the files only, or as git does."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    with suppress(OSError):
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        return os.environ.get("COMMIT") or told or "unknown"
+    return os.environ.get("COMMIT", "unknown")
 
 
 def _processor() -> str:

@@ -82,7 +82,7 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
         for part in batch.parts:
             tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in part.tensors.items()}
             with mixed:
-                loss = ingredients.task.loss(model, tensors)
+                loss: Any = ingredients.task.loss(model, tensors)
             (loss / batch.targets).backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
@@ -190,11 +190,19 @@ def trainer_tuned(work: Workload, folder: Path, meter: Meter) -> None:
     import torch
 
     on_gpu = torch.cuda.is_available()
+    same_kernels()
     _trainer(
         work, folder, meter, train_sampling_strategy="group_by_length", logging_nan_inf_filter=False,
         optim="adamw_torch_fused", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=on_gpu,
         dataloader_num_workers=2 if on_gpu else 0,
     )  # fmt: skip
+
+
+def same_kernels() -> None:
+    """Leave cuDNN's attention out, as ours does: it plans anew for each shape."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def usual(work: Workload, folder: Path, meter: Meter) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.meter import Meter
-from benchmarks.compare.peers import counting, ticking
+from benchmarks.compare.peers import counting, same_kernels, ticking
 from benchmarks.compare.workloads import ALPHA, RATE, Workload, model_folder, write_rows
 
 DEFAULT = 8
@@ -61,10 +61,11 @@ def _train(work: Workload, folder: Path, meter: Meter, *, tuned: bool, **switche
 
 
 def _tuned(work: Workload, *, compiled: bool) -> dict[str, Any]:
-    """Return every public switch that helps, but for how rows are put together."""
+    """Set and return every public switch that helps, but for how rows are put together."""
     import torch
 
     on_gpu = torch.cuda.is_available()
+    same_kernels()
     liger = on_gpu and not compiled and importlib.util.find_spec("liger_kernel") is not None
     return {
         "gradient_checkpointing": False, "optim": "adamw_torch_fused", "logging_strategy": "no", "disable_tqdm": True,

@@ -38,12 +38,11 @@ def tokenizer(size: int, *, encoder: bool) -> Any:
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *ROLES, *known(size)))}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    named: dict[str, Any] = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
     if encoder:
         ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
         made.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)  # type: ignore[assignment]
         named = {"cls_token": "[CLS]", "sep_token": "[SEP]"}
-    else:
-        named = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}
     found: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"], **named,

@@ -53,7 +53,8 @@ def flops(shape: Any, lengths: NDArray[np.int64], rank: int = 0) -> float:
 def _within(lengths: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     """Return how many pairs of tokens of a text are at most `reach` apart."""
     near = np.minimum(reach, lengths - 1)
-    return lengths + 2 * (near * lengths - near * (near + 1) / 2)
+    pairs: NDArray[np.float64] = lengths + 2 * (near * lengths - near * (near + 1) / 2)
+    return pairs
 
 
 def peak() -> float | None:

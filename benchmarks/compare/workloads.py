@@ -9,6 +9,7 @@ holds: ours of `micro` tokens; TRL's as `trl_peers` says.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,10 +155,11 @@ def model_folder(work: Workload, folder: Path) -> Path:
 
         torch.manual_seed(0)
         writes = work.task != "text_classification"
-        special = words.SPECIAL_IDS if reads_words(work) else {}
+        special: dict[str, Any] = words.SPECIAL_IDS if reads_words(work) else {}
         config = AutoConfig.for_model(**SHAPES[work.model], **special)
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            model = (AutoModelForCausalLM if writes else AutoModel).from_config(config, dtype=torch.float32)
+            kind: Any = AutoModelForCausalLM if writes else AutoModel
+            model = kind.from_config(config, dtype=torch.float32)
         (model.to(torch.bfloat16) if writes else model).save_pretrained(made)
         del model
         if torch.cuda.is_available():
@@ -180,13 +182,15 @@ def draw(work: Workload) -> NDArray[np.int64]:
 
 def positions(work: Workload) -> NDArray[np.int64]:
     """Return how many tokens of each row are computed: all of a text, all but the last of what is predicted."""
-    return draw(work) - (work.task != "text_classification")
+    found: NDArray[np.int64] = draw(work) - (work.task != "text_classification")
+    return found
 
 
 def write_rows(work: Workload, folder: Path) -> Path:
     """Write rows of these lengths, of words that are one token each; return the file."""
     file = folder / f"{work.name}-{work.rows}.jsonl"
     if not file.exists():
+        known: Sequence[str]
         if reads_words(work):
             known = words.known(SHAPES[work.model]["vocab_size"])
         else:
