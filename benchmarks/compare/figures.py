@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-Rounds = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By peer: what each round told (see `meter`)."""
+Told = Mapping[str, Any] | None
+Rounds = Mapping[str, Sequence[Told]]
+"""By peer: what each round told (see `meter`); None where it failed."""
 
 
-def speed(told: Mapping[str, Any]) -> float:
-    """Return real tokens a second, end to end."""
-    return float(told["tokens"] / told["seconds"])
+@dataclass(frozen=True)
+class Machine:
+    """What it can do: operations a second, as stated for it (None: nothing is) and as the best matmul measured here."""
+
+    stated: float | None
+    matmul: float
+
+
+def speed(told: Mapping[str, Any], kind: str = "tokens") -> float:
+    """Return real tokens a second, end to end; or targets."""
+    return float(told[kind] / told["seconds"])
+
+
+def interval(values: Sequence[float], draws: int = 4000) -> tuple[float, float, float]:
+    """Return the median and its 95 % interval by bootstrap."""
+    each = np.array(values)
+    drawn = np.random.default_rng(0).choice(each, (draws, len(each)))
+    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+    return float(np.median(each)), float(low), float(high)
 
 
 def ratio(ones: Sequence[float], others: Sequence[float], draws: int = 4000) -> tuple[float, float, float]:
@@ -21,31 +39,38 @@ def ratio(ones: Sequence[float], others: Sequence[float], draws: int = 4000) -> 
 
     Round by round, since the peers of a round ran one after the other on the same machine in the same mood.
     """
-    each = np.array(ones) / np.array(others)
-    drawn = np.random.default_rng(0).choice(each, (draws, len(each)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return float(np.median(each)), float(low), float(high)
+    return interval((np.array(ones) / np.array(others)).tolist(), draws)
 
 
-def table(rounds: Rounds, work_per_token: float, best_matmul: float) -> list[str]:
+def table(rounds: Rounds, work_per_token: float, machine: Machine) -> list[str]:
     """Return the lines of a table in Markdown.
 
-    work_per_token: floating point operations of a real token, forward and backward; best_matmul: a second, as measured.
+    work_per_token: floating point operations of a real token, forward and backward.
     """
     lines = [
-        "| | real tokens/s | ours / this (95 %) | padding efficiency | of best matmul | memory | first update | loss |",
-        "|---|---|---|---|---|---|---|---|",
+        "| | real tokens/s | targets/s | ours / this (95 %) | padding efficiency | MFU | of best matmul | memory | "
+        "first update | loss |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    ours = [speed(told) for told in rounds["ours"]]
     for peer, tellings in rounds.items():
-        speeds = [speed(told) for told in tellings]
-        median, low, high = ratio(ours, speeds)
+        found = [told for told in tellings if told is not None]
+        if not found:
+            if tellings:
+                lines.append(f"| {peer} | failed | | | | | | | | |")
+            continue
+        pairs = [(one, told) for one, told in zip(rounds["ours"], tellings, strict=False) if one and told]
+        against = "–"
+        if pairs:
+            median, low, high = ratio([speed(one) for one, _ in pairs], [speed(told) for _, told in pairs])
+            against = f"{median:.2f} ({low:.2f} to {high:.2f})"
+        tokens, targets = (np.median([speed(told, kind) for told in found]) for kind in ("tokens", "targets"))
         efficiency, memory, first = (
-            float(np.median([told[key] for told in tellings])) for key in ("efficiency", "memory", "first_update")
+            float(np.median([told[key] for told in found])) for key in ("efficiency", "memory", "first_update")
         )
-        loss = np.mean([np.mean(told["losses"]) for told in tellings])
+        stated = f"{tokens * work_per_token / machine.stated:.2f}" if machine.stated else "–"
+        loss = np.mean([np.mean(told["losses"]) for told in found])
         lines.append(
-            f"| {peer} | {np.median(speeds):,.0f} | {median:.2f} ({low:.2f} to {high:.2f}) | {efficiency:.2f} | "
-            f"{np.median(speeds) * work_per_token / best_matmul:.2f} | {memory:,.0f} MB | {first:.1f} s | {loss:.4f} |"
+            f"| {peer} | {tokens:,.0f} | {targets:,.0f} | {against} | {efficiency:.2f} | {stated} | "
+            f"{tokens * work_per_token / machine.matmul:.2f} | {memory:,.0f} MB | {first:.1f} s | {loss:.4f} |"
         )
     return lines

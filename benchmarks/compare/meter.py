@@ -8,38 +8,74 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 BEGUN = time.time()
 
 
 @dataclass
 class Meter:
-    """Times of updates, and what went through the model in them."""
+    """Times of updates, and what went through the model in them.
+
+    Numbers may be tensors on a GPU: they are read at the end, and the GPU is waited for after the first update, the
+    last that is not counted, and the last of all only.
+    """
 
     warm: int
+    updates: int
     ticks: list[float] = field(default_factory=list)
-    real: list[int] = field(default_factory=list)
-    computed: list[int] = field(default_factory=list)
-    """Of each batch, in the order of the updates: tokens without and with padding."""
-    losses: list[float] = field(default_factory=list)
+    seen: list[list[tuple[Any, Any, Any]]] = field(default_factory=lambda: [[]])
+    """Of each update, of each of its micro-batches: real tokens, tokens with padding, targets."""
+    losses: list[Any] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)
+    """What else the peer says of itself."""
+
+    def saw(self, tokens: Any, computed: Any, targets: Any) -> None:
+        """A micro-batch of the update that is being made."""
+        self.seen[-1].append((tokens, computed, targets))
 
     def tick(self) -> None:
         """An update is over."""
+        if len(self.ticks) + 1 in (1, self.warm, self.updates):
+            _wait()
         self.ticks.append(time.time())
+        self.seen.append([])
 
     def report(self) -> None:
         """Print the figures of the updates after the first `warm`."""
-        first, last = self.ticks[self.warm - 1], self.ticks[-1]
+        assert len(self.ticks) == self.updates, f"{len(self.ticks)} updates, not {self.updates}"
+        numbers = [[sum(int(part[kind]) for part in parts) for kind in range(3)] for parts in self.seen[: self.updates]]
+        real, computed, targets = zip(*numbers, strict=True)
         told = {
-            "seconds": last - first,
+            "seconds": self.ticks[-1] - self.ticks[self.warm - 1],
             "updates": len(self.ticks),
-            "tokens": int(sum(self.real[self.warm : len(self.ticks)])),
+            "tokens": sum(real[self.warm :]),
+            "targets": sum(targets[self.warm :]),
+            "all_tokens": sum(real),
+            "all_targets": sum(targets),
             "first_update": self.ticks[0] - started(),
-            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "efficiency": sum(self.real) / sum(self.computed),
-            "losses": self.losses,
+            "memory": _memory(),
+            "efficiency": sum(real) / sum(computed),
+            "losses": [float(loss) for loss in self.losses],
+            **self.told,
         }
         print("FIGURES " + json.dumps(told), flush=True)
+
+
+def _wait() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _memory() -> float:
+    """Return the most that was allocated on the GPU, or was the process's on a CPU, in MB."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def started() -> float:

@@ -1,20 +1,33 @@
-"""Ours and its peers, each as its users would write it: `python -m benchmarks.compare.peers PEER WORKLOAD FOLDER`."""
+"""Ours and its peers, each as its users would write it: `python -m benchmarks.compare.peers PEER FOLDER`.
+
+FOLDER holds `workload.json`, and what all peers share: rows, weights, caches.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.meter import Meter
-from benchmarks.compare.workloads import RATE, WORKLOADS, Workload, config, model_folder, write_rows
+from benchmarks.compare.workloads import RATE, Workload, config, model_folder, write_rows
+
+FILE = "workload.json"
+Peer = Callable[[Workload, Path, Meter], None]
 
 
-def ours(work: Workload, folder: Path, meter: Meter) -> None:
-    """The whole run, as `python -m train` makes it."""
+class Over(BaseException):
+    """All updates are made: what a run writes at its end is not waited for."""
+
+
+def ours(work: Workload, folder: Path, meter: Meter, *, compiled: bool = False) -> None:
+    """The whole run, as `python -m train` makes it, up to its last update."""
     from train import run, update
     from train.config import validate
 
@@ -22,15 +35,22 @@ def ours(work: Workload, folder: Path, meter: Meter) -> None:
 
     def timed(self: update.Learner, number: int, batch: Any) -> update.Report:
         found = real(self, number, batch)
-        meter.losses.append(float(found.loss) / found.targets)
-        meter.real.append(batch.tokens)
-        meter.computed.append(batch.tokens if padding_free(self.model) else batch.computed)
+        meter.losses.append(found.loss / found.targets)
+        meter.saw(batch.tokens, batch.tokens if padding_free(self.model) else batch.computed, found.targets)
         meter.tick()
+        meter.told["parts"] = len(batch.parts)
+        if number == work.updates:
+            raise Over
         return found
 
     update.Learner.update = timed  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory(dir=folder) as output:
-        run.run(validate(config(work, folder, Path(output) / "run"), "compare"))
+    with tempfile.TemporaryDirectory(dir=folder) as output, suppress(Over):
+        run.run(validate(config(work, folder, Path(output) / "run", compiled=compiled), "compare"))
+
+
+def ours_compiled(work: Workload, folder: Path, meter: Meter) -> None:
+    """The same with `compile: true`."""
+    ours(work, folder, meter, compiled=True)
 
 
 def padding_free(model: Any) -> bool:
@@ -51,22 +71,27 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
     batches, _ = plan_batches(settings, ingredients)
     model: Any = ingredients.model
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
+    device = next(model.parameters()).device
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=RATE, weight_decay=0.01, fused=True)
+    mixed = torch.autocast(device.type, torch.bfloat16) if work.precision == "bf16" else nullcontext()
     for number, batch in batches.between(0, work.updates):
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - (number - 1) / work.updates)
-        total = 0.0
+        total = torch.zeros((), device=device)
         for part in batch.parts:
-            loss = ingredients.task.loss(model, part.tensors)
+            tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in part.tensors.items()}
+            with mixed:
+                loss: Any = ingredients.task.loss(model, tensors)
             (loss / batch.targets).backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         meter.losses.append(total / batch.targets)
-        meter.real.append(batch.tokens)
-        meter.computed.append(batch.tokens if padding_free(model) else batch.computed)
+        meter.saw(batch.tokens, batch.tokens if padding_free(model) else batch.computed, batch.targets)
         meter.tick()
+    meter.told["parts"] = len(batch.parts)
 
 
 def _tokenized(work: Workload, folder: Path) -> tuple[Any, Any]:
@@ -86,46 +111,73 @@ def _tokenized(work: Workload, folder: Path) -> tuple[Any, Any]:
     return rows.map(encode, batched=True, remove_columns=["text", "label"]), tokenizer
 
 
-def _counting(collator: Callable[[Any], Any], meter: Meter) -> Callable[[Any], Any]:
-    def collate(rows: Any) -> Any:
-        batch = collator(rows)
-        meter.real.append(int(batch["attention_mask"].sum()))
-        meter.computed.append(batch["attention_mask"].numel())
-        return batch
-
-    return collate
-
-
-def _trainer(work: Workload, folder: Path, meter: Meter, **switches: Any) -> None:
+def _classifier(work: Workload, folder: Path) -> Any:
     import torch
-    from transformers import (
-        AutoModelForSequenceClassification,
-        DataCollatorWithPadding,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    place = model_folder(work, folder)
+    return AutoModelForSequenceClassification.from_pretrained(place, num_labels=2, dtype=torch.float32)
+
+
+def counting(trainer: Any, meter: Meter) -> Any:
+    """Return this class of Trainer with the meter in it; it sees each micro-batch where it is learned."""
+
+    class Counting(trainer):  # type: ignore[misc]
+        def training_step(self, model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
+            meter.saw(*counts(inputs))
+            return super().training_step(model, inputs, *others, **named)
+
+    return Counting
+
+
+def counts(inputs: Any) -> tuple[Any, Any, Any]:
+    """Return real tokens, tokens with padding and targets of a micro-batch, without waiting for a GPU.
+
+    Of texts that are predicted, the tokens that another follows: so they are counted in ours too. TRL gives packed rows
+    positions that begin anew, and no mask.
+    """
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    texts = labels.dim() == 1
+    if "attention_mask" in inputs:
+        real = inputs["attention_mask"].sum()
+        return (real, ids.numel(), len(labels)) if texts else (real - len(ids), ids.numel(), _predicted(labels))
+    return (inputs["position_ids"] != 0).sum(), ids.numel(), _predicted(labels)
+
+
+def _predicted(labels: Any) -> Any:
+    return (labels[:, 1:] != -100).sum()
+
+
+def ticking(meter: Meter) -> Any:
+    """Return a callback that tells the meter of each update."""
+    from transformers import TrainerCallback
 
     class Ticks(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             meter.tick()
 
+    return Ticks()
+
+
+def _trainer(work: Workload, folder: Path, meter: Meter, **switches: Any) -> None:
+    import torch
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
     rows, tokenizer = _tokenized(work, folder)
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(model_folder(work, folder), num_labels=2)
     with tempfile.TemporaryDirectory(dir=folder) as output:
         arguments = TrainingArguments(
             output_dir=output, per_device_train_batch_size=work.batch, max_steps=work.updates, learning_rate=RATE,
             weight_decay=0.01, save_strategy="no", report_to="none", use_cpu=not torch.cuda.is_available(),
             bf16=work.precision == "bf16", **switches,
         )  # fmt: skip
-        collator = _counting(DataCollatorWithPadding(tokenizer), meter)
-        trainer = Trainer(
-            model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[Ticks()],
-            processing_class=tokenizer,
+        trainer = counting(Trainer, meter)(
+            model=_classifier(work, folder), args=arguments, train_dataset=rows, callbacks=[ticking(meter)],
+            data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer,
         )  # fmt: skip
         trainer.train()
         meter.losses.append(trainer.state.log_history[-1]["train_loss"])
+        meter.told["switches"] = {name: str(value) for name, value in switches.items()}
 
 
 def trainer(work: Workload, folder: Path, meter: Meter) -> None:
@@ -135,10 +187,22 @@ def trainer(work: Workload, folder: Path, meter: Meter) -> None:
 
 def trainer_tuned(work: Workload, folder: Path, meter: Meter) -> None:
     """The same with every public switch that helps here."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    same_kernels()
     _trainer(
         work, folder, meter, train_sampling_strategy="group_by_length", logging_nan_inf_filter=False,
-        optim="adamw_torch_fused", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
+        optim="adamw_torch_fused", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=on_gpu,
+        dataloader_num_workers=2 if on_gpu else 0,
     )  # fmt: skip
+
+
+def same_kernels() -> None:
+    """Leave cuDNN's attention out, as ours does: it plans anew for each shape."""
+    import torch
+
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def usual(work: Workload, folder: Path, meter: Meter) -> None:
@@ -146,14 +210,12 @@ def usual(work: Workload, folder: Path, meter: Meter) -> None:
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
-    from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, get_scheduler
+    from transformers import DataCollatorWithPadding, get_scheduler
 
     accelerator = Accelerator(mixed_precision="bf16" if work.precision == "bf16" else "no")
     rows, tokenizer = _tokenized(work, folder)
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(model_folder(work, folder), num_labels=2)
-    collator = _counting(DataCollatorWithPadding(tokenizer), meter)
-    loader = DataLoader(rows, shuffle=True, batch_size=work.batch, collate_fn=collator)
+    model = _classifier(work, folder)
+    loader = DataLoader(rows, shuffle=True, batch_size=work.batch, collate_fn=DataCollatorWithPadding(tokenizer))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=work.updates)
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
@@ -166,18 +228,28 @@ def usual(work: Workload, folder: Path, meter: Meter) -> None:
         schedule.step()
         optimizer.zero_grad()
         meter.losses.append(loss.item())
+        meter.saw(*counts(batch))
         meter.tick()
 
 
-PEERS = {each.__name__: each for each in (ours, raw, trainer, trainer_tuned, usual)}
+def peers() -> dict[str, Peer]:
+    from benchmarks.compare import trl_peers
+
+    return {each.__name__: each for each in (ours, ours_compiled, raw, trainer, trainer_tuned, usual, *trl_peers.PEERS)}
 
 
 def main() -> None:
-    name, work, folder = sys.argv[1], WORKLOADS[sys.argv[2]], Path(sys.argv[3])
+    name, folder = sys.argv[1], Path(sys.argv[2])
     os.environ["HF_HUB_OFFLINE"] = "1"
-    meter = Meter(work.warm)
-    PEERS[name](work, folder, meter)
+    work = Workload(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+    meter = Meter(work.warm, work.updates)
+    peers()[name](work, folder, meter)
     meter.report()
+
+
+def hand_over(work: Workload, folder: Path) -> None:
+    """Let the peers know what to learn."""
+    (folder / FILE).write_text(json.dumps(dataclasses.asdict(work)), encoding="utf-8")
 
 
 if __name__ == "__main__":
