@@ -73,7 +73,7 @@ TOKEN_PEERS = (
 
 PACKED = {"lengths": "chat", "updates": 14, "warm": 4, "longest": 4096, "precision": "bf16"}
 """136 conversations of 239.8 positions each are 8 rows of 4,096."""
-EIGHT = {**PACKED, "batch": 8, "conversations": 136, "parts": 4, "micro": 8192, "suite": "gpu"}
+EIGHT = {**PACKED, "batch": 8, "conversations": 136, "parts": 4, "micro": 16384, "suite": "gpu"}
 TOY = {**PACKED, "batch": 4, "conversations": 8, "parts": 2, "micro": 512, "suite": "toy", "longest": 256, "updates": 6,
        "warm": 2}  # fmt: skip
 
