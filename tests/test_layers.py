@@ -49,6 +49,8 @@ LAYERS: dict[str, float] = {
     "train.compilation": 0.25,
     "train.hardware": 0,
     "train.layers": 0,
+    "train.dropout": 0,
+    "train.row_attention": 0.1,
     "train.padding_free": 0.25,
     "train.tracking_feed": 0,
     "train.overrides": 0,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from train import dropout, row_attention
 from train.layers import stacks
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Layout:
     width: int
     places: Tensor
     """int64 (N,): the place of each real token in the rows, one after the other."""
+    groups: row_attention.Groups
 
     def flat(self, tensor: Tensor) -> Tensor:
         """(B or 1, T, …) → (1, N, …)."""
@@ -63,6 +65,7 @@ def enable(model: PreTrainedModel) -> bool:
         return False
     hooks = _hook(base, list(blocks[0][1]))
     if _proved(model, base):
+        dropout.enable(model)
         return True
     for hook in hooks:
         hook.remove()
@@ -106,8 +109,8 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
     if asked or base.config.output_hidden_states:  # of layers between, as rows
         return
     places = mask.flatten().nonzero().flatten()
-    if len(places) < mask.numel() and len(places) != mask.shape[1]:  # else what is flat would look like rows
-        _layout = Layout(len(mask), mask.shape[1], places)
+    if 0 < len(places) < mask.numel() and len(places) != mask.shape[1]:  # else what is flat would look like rows
+        _layout = Layout(len(mask), mask.shape[1], places, row_attention.group(mask))
         base.config._attn_implementation_internal = NAME
 
 
@@ -147,6 +150,10 @@ def _attention(
 
     layout = _layout
     assert layout is not None
+    if row_attention.can(query, key, attention_mask, options):
+        assert attention_mask is not None
+        chosen = {"dropout": options.get("dropout", 0.0), "scaling": options.get("scaling")}
+        return row_attention.attend(layout.groups, query, key, value, attention_mask, **chosen), None
     query, key, value = (layout.padded(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
     found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return layout.flat(found), None
