@@ -52,6 +52,7 @@ LAYERS: dict[str, float] = {
     "train.dropout": 0,
     "train.row_attention": 0.1,
     "train.padding_free": 0.25,
+    "train.last_layer": 0.5,
     "train.tracking_feed": 0,
     "train.overrides": 0,
     "train.concat_pooling": 0,

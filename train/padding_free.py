@@ -53,6 +53,11 @@ _layout: Layout | None = None
 """Of the batch that is being computed; None for one that has no padding."""
 
 
+def layout() -> Layout | None:
+    """Return where the real tokens are of the batch that is being computed; None for one that has no padding."""
+    return _layout
+
+
 def enable(model: PreTrainedModel) -> bool:
     """Let a model that writes no text compute real tokens only, if that is tried and gives the same; return whether.
 
@@ -161,25 +166,36 @@ def _attention(
 
 def _proved(model: PreTrainedModel, base: Any) -> bool:
     """Whether real tokens come out as they do with padding, and nothing comes out elsewhere."""
-    embedding: Any = model.get_input_embeddings()
-    device, width = embedding.weight.device, max(TRIED)
-    generator = torch.Generator().manual_seed(0)  # its own: training's is left alone
-    ids = torch.randint(len(embedding.weight), (len(TRIED), width), generator=generator).to(device)
-    mask = (torch.arange(width)[None] < torch.tensor(TRIED)[:, None]).long().to(device)
-    with _evaluating(base):
+    ids, mask = trial(model)
+    with evaluating(base):
         try:
             found = base(input_ids=ids, attention_mask=mask).last_hidden_state
             with _off(base):
                 expected = base(input_ids=ids, attention_mask=mask).last_hidden_state
         except Exception:  # an attention of its own, an argument of another shape: many kinds
             return False
-    dtypes = [torch.float32, expected.dtype]  # norms and rotations of many models are fp32 in any dtype
-    if torch.is_autocast_enabled(device.type):
-        dtypes.append(torch.get_autocast_dtype(device.type))
-    rounding, real = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.6, mask.bool()
+    real = mask.bool()
     apart, size = (found - expected)[real].abs().max(), expected[real].abs().max()
     untouched = bool((found[~real] != expected[~real]).any())  # else nothing was taken apart
-    return bool(apart <= rounding * size) and untouched
+    return bool(apart <= rounding(expected) * size) and untouched
+
+
+def trial(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return ids and mask of some rows of several lengths, (B, T) each: always the same of one vocabulary."""
+    embedding: Any = model.get_input_embeddings()
+    device, width = embedding.weight.device, max(TRIED)
+    generator = torch.Generator().manual_seed(0)  # its own: training's is left alone
+    ids = torch.randint(len(embedding.weight), (len(TRIED), width), generator=generator).to(device)
+    return ids, (torch.arange(width)[None] < torch.tensor(TRIED)[:, None]).long().to(device)
+
+
+def rounding(found: Tensor) -> float:
+    """Return how far apart, of their size, two ways to compute the same may end."""
+    device = found.device.type
+    dtypes = [torch.float32, found.dtype]  # norms and rotations of many models are fp32 in any dtype
+    if torch.is_autocast_enabled(device):
+        dtypes.append(torch.get_autocast_dtype(device))
+    return float(max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.6)
 
 
 @contextmanager
@@ -195,7 +211,8 @@ def _off(base: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(base: nn.Module) -> Iterator[None]:
+def evaluating(base: nn.Module) -> Iterator[None]:
+    """While this lasts, nothing is dropped, learned or drawn."""
     training = base.training
     base.eval()
     try:
