@@ -18,7 +18,7 @@ from torch.nn import functional
 from data.plan import Bounds, cut
 from train import dropout as draws
 
-OVERHEAD = 1_000
+OVERHEAD = 2_000
 """What one more group costs, in pairs of tokens (of all heads) that could have been computed in that time."""
 
 
