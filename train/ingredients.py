@@ -15,9 +15,9 @@ from data.source import Rows, check_columns, open_rows
 from data.stream import Stream
 from train import adapter, hardware, metrics, plugins, strategy, tasks
 from train.config import RunConfig
+from train.last_layer import enable
 from train.limits import longest_input
 from train.model import load_model
-from train.padding_free import enable
 from train.quantization import quantize
 from train.streams import Streamed, look
 from train.streams import known as known_streams

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from train import varlen
+from train import dropout, row_attention, varlen
 from train.layers import stacks
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Layout:
     """int64 (N,): the place of each real token in the rows, one after the other."""
     starts: Tensor
     """int32 (B + 1,): where each row begins among the real tokens."""
+    groups: row_attention.Groups | None
+    """Of rows that are attended to at once, on a CPU."""
 
     def flat(self, tensor: Tensor) -> Tensor:
         """(B or 1, T, …) → (1, N, …)."""
@@ -62,6 +64,11 @@ _layout: Layout | None = None
 """Of the batch that is being computed; None for one that has no padding."""
 
 
+def layout() -> Layout | None:
+    """Return where the real tokens are of the batch that is being computed; None for one that has no padding."""
+    return _layout
+
+
 def enable(model: PreTrainedModel) -> bool:
     """Let a model that writes no text compute real tokens only, if that is tried and gives the same; return whether.
 
@@ -75,6 +82,7 @@ def enable(model: PreTrainedModel) -> bool:
     _named[base] = FLAT if varlen.available(model) else NAME
     hooks = _hook(base, list(blocks[0][1]))
     if _proved(model, base):
+        dropout.enable(model)
         return True
     for hook in hooks:
         hook.remove()
@@ -121,10 +129,11 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         return
     count = getattr(mask, COUNT, None)
     count = int(mask.sum()) if count is None else count
-    if count < mask.numel() and count != mask.shape[1]:  # else what is flat would look like rows
+    if 0 < count < mask.numel() and count != mask.shape[1]:  # else what is flat would look like rows
         places = torch.nonzero_static(mask.flatten(), size=count).flatten()
         starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
-        _layout = Layout(len(mask), mask.shape[1], places, starts)
+        groups = row_attention.group(mask) if mask.device.type == "cpu" else None
+        _layout = Layout(len(mask), mask.shape[1], places, starts, groups)
         base.config._attn_implementation_internal = _named[base]
 
 
@@ -164,6 +173,10 @@ def _attention(
 
     layout = _layout
     assert layout is not None
+    if layout.groups is not None and row_attention.can(query, key, attention_mask, options):
+        assert attention_mask is not None
+        chosen = {"dropout": options.get("dropout", 0.0), "scaling": options.get("scaling")}
+        return row_attention.attend(layout.groups, query, key, value, attention_mask, **chosen), None
     query, key, value = (layout.padded(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
     found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return layout.flat(found), None
@@ -181,25 +194,36 @@ def _flat_attention(
 
 def _proved(model: PreTrainedModel, base: Any) -> bool:
     """Whether real tokens come out as they do with padding, and nothing comes out elsewhere."""
-    embedding: Any = model.get_input_embeddings()
-    device, tried = embedding.weight.device, (*TRIED, *_beyond_windows(model))
-    generator = torch.Generator().manual_seed(0)  # its own: training's is left alone
-    ids = torch.randint(len(embedding.weight), (len(tried), max(tried)), generator=generator).to(device)
-    mask = (torch.arange(max(tried))[None] < torch.tensor(tried)[:, None]).long().to(device)
-    with _evaluating(base):
+    ids, mask = trial(model)
+    with evaluating(base):
         try:
             found = base(input_ids=ids, attention_mask=mask).last_hidden_state
             with _off(base):
                 expected = base(input_ids=ids, attention_mask=mask).last_hidden_state
         except Exception:  # an attention of its own, an argument of another shape: many kinds
             return False
-    dtypes = [torch.float32, expected.dtype]  # norms and rotations of many models are fp32 in any dtype
-    if torch.is_autocast_enabled(device.type):
-        dtypes.append(torch.get_autocast_dtype(device.type))
-    rounding, real = max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.6, mask.bool()
+    real = mask.bool()
     apart, size = (found - expected)[real].abs().max(), expected[real].abs().max()
     untouched = bool((found[~real] != expected[~real]).any())  # else nothing was taken apart
-    return bool(apart <= rounding * size) and untouched
+    return bool(apart <= rounding(expected) * size) and untouched
+
+
+def trial(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return ids and mask of some rows of several lengths, (B, T) each: always the same of one vocabulary."""
+    embedding: Any = model.get_input_embeddings()
+    device, tried = embedding.weight.device, (*TRIED, *_beyond_windows(model))
+    generator = torch.Generator().manual_seed(0)  # its own: training's is left alone
+    ids = torch.randint(len(embedding.weight), (len(tried), max(tried)), generator=generator).to(device)
+    return ids, (torch.arange(max(tried))[None] < torch.tensor(tried)[:, None]).long().to(device)
+
+
+def rounding(found: Tensor) -> float:
+    """Return how far apart, of their size, two ways to compute the same may end."""
+    device = found.device.type
+    dtypes = [torch.float32, found.dtype]  # norms and rotations of many models are fp32 in any dtype
+    if torch.is_autocast_enabled(device):
+        dtypes.append(torch.get_autocast_dtype(device))
+    return float(max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.6)
 
 
 def _beyond_windows(model: Any) -> list[int]:
@@ -222,7 +246,8 @@ def _off(base: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _evaluating(base: nn.Module) -> Iterator[None]:
+def evaluating(base: nn.Module) -> Iterator[None]:
+    """While this lasts, nothing is dropped, learned or drawn."""
     training = base.training
     base.eval()
     try:

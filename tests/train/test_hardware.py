@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,3 +84,27 @@ def test_attention_that_plans_anew_for_each_shape_is_out_of_the_choice(monkeypat
         monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
         settings: Any = build_accelerator("fp32")[0]
         assert (settings["cpu"], chosen) == (not there, [False] * there)
+
+
+KEPT = """
+import resource, sys, torch
+from train import hardware
+if sys.argv[1] == "kept":
+    hardware._keep_memory()
+for _ in range(5):
+    torch.ones(20_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(20_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about one C library")
+def test_memory_is_kept_from_one_update_to_the_next() -> None:
+    """80 MB are 20,000 pages, which the system would give anew each time (or fewer, of a larger size)."""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", KEPT, how], capture_output=True, check=True, text=True).stdout)
+        for how in ("kept", "returned")
+    }
+    assert faults["kept"] < 100 < faults["returned"]

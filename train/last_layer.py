@@ -1,0 +1,140 @@
+"""The last layer of a padding-free encoder computes, after its attention, only the tokens that the head reads.
+
+A classifier that reads the first token of each row needs no other one from there on: of MiniLM's six layers that saves
+three quarters of one. Whether the head reads nothing else is tried, with what is not a number in all other places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from train import padding_free
+from train.layers import stacks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def enable(model: PreTrainedModel) -> bool:
+    """Let a model compute real tokens only (see `padding_free`); return whether it does.
+
+    On a CPU, where this also gives the same, its last layer computes those that the head reads.
+    """
+    if not padding_free.enable(model):
+        return False
+    base: Any = model.base_model
+    if base is not model and model.device.type == "cpu":
+        narrow = _Narrow(list(next(iter(stacks(base)))[1])[-1])
+        if not narrow.proved(model):
+            narrow.remove()
+    return True
+
+
+class _Narrow:
+    """Hooks that let go of all tokens but the first of each row, while the model itself is called.
+
+    Whoever calls its encoder directly, or asks for hidden states, gets all of them.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+        self.hooks: list[Any] = []
+        self.rest = 0.0
+        """What is put in the place of tokens that nobody reads."""
+        self.done = 0
+        self._within = False
+        self._first: Tensor | None = None
+        """int64 (rows with tokens,), which of N tokens begin a row; None where all are computed."""
+
+    def proved(self, model: Any) -> bool:
+        """Whether logits come out as they do from all tokens, when what is not a number is in the place of the rest."""
+        ids, mask = padding_free.trial(model)
+        with padding_free.evaluating(model):
+            try:
+                meeting = self._meeting(model, ids, mask)
+                if meeting is None:
+                    return False
+                expected = model(input_ids=ids, attention_mask=mask).logits
+                self._hook(model, meeting)
+                with self._poisoned():
+                    found = model(input_ids=ids, attention_mask=mask).logits
+            except Exception:  # a residual that is added elsewhere, a head without logits: many kinds
+                return False
+        apart, size = (found - expected).abs().max(), expected.abs().max()
+        return bool(apart <= padding_free.rounding(expected) * size) and self.done == 1
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _meeting(self, model: Any, ids: Tensor, mask: Tensor) -> nn.Module | None:
+        """Return the first module of the block that is given what attention found together with what it came from."""
+        found = list[nn.Module]()
+        count = int(mask.sum())
+
+        def note(module: nn.Module, given: tuple[Any, ...]) -> None:
+            if sum(_has(each, count) for each in given) == 2:
+                found.append(module)
+
+        hooks = [each.register_forward_pre_hook(note) for each in self.block.modules() if each is not self.block]
+        try:
+            model(input_ids=ids, attention_mask=mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else None
+
+    def _hook(self, model: nn.Module, meeting: nn.Module) -> None:
+        self.hooks = [
+            model.register_forward_pre_hook(self._enter),
+            model.register_forward_hook(self._leave, always_call=True),
+            self.block.register_forward_pre_hook(self._find),
+            meeting.register_forward_pre_hook(self._keep),
+            self.block.register_forward_hook(self._widen, prepend=True),  # before the rows are put together
+        ]
+
+    def _enter(self, model: nn.Module, given: Any) -> None:
+        self._within = True
+
+    def _leave(self, model: nn.Module, given: Any, output: Any) -> None:
+        self._within, self._first = False, None
+
+    def _find(self, block: nn.Module, given: Any) -> None:
+        layout = padding_free.layout() if self._within else None
+        if layout is not None:
+            rows = layout.places // layout.width
+            self._first = rows.diff(prepend=rows.new_tensor([-1])).nonzero().flatten()
+            self._count = len(rows)
+
+    def _keep(self, module: nn.Module, given: tuple[Any, ...]) -> Any:
+        if self._first is None:
+            return None
+        self.done += 1
+        first = self._first
+        return tuple(each.index_select(1, first) if _has(each, self._count) else each for each in given)
+
+    def _widen(self, block: nn.Module, given: Any, output: Any) -> Any:
+        """(1, rows, d) → (1, N, d)."""
+        if self._first is None:
+            return None
+        narrow = output[0] if isinstance(output, tuple) else output
+        whole = narrow.new_full((1, self._count, narrow.shape[2]), self.rest).index_copy(1, self._first, narrow)
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    @contextmanager
+    def _poisoned(self) -> Iterator[None]:
+        self.rest = torch.nan
+        try:
+            yield
+        finally:
+            self.rest = 0.0
+
+
+def _has(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 3 and value.shape[:2] == (1, count)
