@@ -82,7 +82,9 @@ def _most(longest: int, bounds: Bounds, rows: int) -> int:
 
 
 def plan_batch(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatch]]:
-    """Return the micro-batches of each process for one update: `world` lists of equal length, costliest first.
+    """Return the micro-batches of each process for one update: `world` lists of equal length.
+
+    One process has what `cut` makes. Several have the costliest first.
 
     What is made small is the cost of the process that has most to do, and the overhead of its micro-batches: processes
     meet once an update (sharded models once a micro-batch, so like cost stands beside like). Rows are dealt out one by

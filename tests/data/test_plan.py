@@ -82,7 +82,7 @@ def test_plan_holds_every_row_once_in_bounds_and_equal_counts(lengths: np.ndarra
         assert not all(part.filler for part in parts)
     for share in plan:
         costs = [(part.filler, -len(part.rows) * int(lengths[part.rows].max())) for part in share]
-        assert costs == sorted(costs), "like cost stands beside like"
+        assert world == 1 or costs == sorted(costs), "like cost stands beside like"
 
 
 @given(lengths=lengths_of, bounds=bounds_of, world=some.integers(1, 5))
