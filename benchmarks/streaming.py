@@ -52,20 +52,25 @@ def _measure(folder: str, options: Any) -> None:
     began = time.perf_counter()
     settings = validate(config, "benchmark")
     batches, _ = plan_batches(settings, ingredients.read(settings))
-    ready = time.perf_counter()
-    print(f"{rows:,} rows; ready after {ready - began:.1f} s, {_memory():.0f} MB", flush=True)
+    ready, used = time.perf_counter(), time.process_time()
+    print(f"{rows:,} rows; ready after {ready - began:.1f} s, {_memory()}", flush=True)
     taken = 0
     for update, batch in batches.between(0, updates):
         taken += len(batch.examples)
         if update == updates or update % max(1, updates // 20) == 0:
-            print(
-                f"{taken:,} rows, {taken / (time.perf_counter() - ready):,.0f} a second, {_memory():.0f} MB", flush=True
-            )
+            speed, cost = taken / (time.perf_counter() - ready), (time.process_time() - used) / taken
+            print(f"{taken:,} rows, {speed:,.0f} a second, {cost * 1e6:.0f} us of CPU each, {_memory()}", flush=True)
 
 
-def _memory() -> float:
-    """Return the peak of resident memory, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _memory() -> str:
+    """Return resident memory in MB: of this process now, its highest so far, and what its children have now, if any."""
+    import psutil
+
+    process = psutil.Process()
+    children = [child.memory_info().rss for child in process.children(recursive=True)]
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    others = f", {len(children)} children {sum(children) / 2**20:.0f} MB" if children else ", no children"
+    return f"{process.memory_info().rss / 2**20:.0f} MB, highest {highest:.0f} MB{others}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ Row = dict[str, Any]
 Placed = Iterator[tuple[str, "Row | str"]]
 
 READ = 1_000  # rows taken out of a binary file at once
+BUFFER = 1 << 20  # bytes of a column of a parquet file that are held, packed: all readers of a process hold as much
 
 
 def text_rows(reader: Callable[[Any], Placed], file: Any, start: int) -> Placed:
@@ -45,10 +46,14 @@ def features(stream: IO[bytes], *, parquet: bool) -> Any:
 
 
 def parquet_rows(stream: IO[bytes], start: int, columns: Sequence[str] | None, where: str) -> Placed:
-    """Yield the rows of a parquet file from number `start` on; row groups before it are not read."""
+    """Yield the rows of a parquet file from number `start` on; row groups before it are not read.
+
+    Holds `BUFFER` bytes of each column, however large row groups are. Left to itself pyarrow would read all row groups
+    that it is asked for at once, the whole file.
+    """
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(stream)
+    file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER)
     wanted = _chosen(file.schema_arrow, columns, where)
     first, groups = 0, list(range(file.num_row_groups))
     while groups and first + file.metadata.row_group(groups[0]).num_rows <= start:

@@ -124,7 +124,9 @@ class FileShard:
                     f"data.{self.role}: {self.address} was replaced: its store names another version (ETag) than when "
                     "the run began. Bring it back, or begin again in another output folder"
                 )
-        plain: Any = there.open()
+        # of a parquet file only certain pages are wanted: what a store's files read ahead would be fetched in vain
+        exact = {"cache_type": "none"} if self.suffix == ".parquet" else {}
+        plain: Any = there.fs.open(there.path, "rb", **exact)
         size = getattr(plain, "size", None)
         if None not in (size, self.size) and size != self.size:
             plain.close()

@@ -39,8 +39,6 @@ def classifier(folder: Path, tiny_model: str) -> Path:
         "updates": 12,
         "precision": "fp32",
         "task": {"name": "text_classification"},
-        # else a model of which one score's sixth digit is one more on 2 processes: not explained yet
-        "padding_free": False,
         "data": {"train": str(folder / "train.jsonl"), "cache": str(folder / "cache")},
         "model": {"path": tiny_model},
         "optim": {"lr": 5e-3},

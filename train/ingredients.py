@@ -17,7 +17,7 @@ from train import adapter, hardware, metrics, plugins, strategy, tasks
 from train.config import RunConfig
 from train.last_layer import enable
 from train.limits import longest_input
-from train.model import load_model
+from train.model import load_model, place
 from train.quantization import quantize
 from train.streams import Streamed, look
 from train.streams import known as known_streams
@@ -87,7 +87,7 @@ def read(config: RunConfig) -> Ingredients:
     )  # fmt: skip
     if config.adapter:
         quantize(model, config.adapter, new, accelerator.device, precision)
-    model.to(accelerator.device)
+    place(model, accelerator.device)
     with accelerator.autocast():  # what is proved of a kernel is true of this device and precision only
         task.check_model(model)
         padding_free = config.padding_free and not config.compile and enable(model)

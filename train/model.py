@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ALIGNED = 64
+"""Bytes: what torch begins its own tensors at."""
+
 EVERYWHERE = ("pad_token_id", "bos_token_id", "eos_token_id")  # in the config of every model
 
 
@@ -69,6 +72,20 @@ def load_model(
         model, new = _pretrained(settings, place, model_class, from_task, tokenizer, dtype=dtype, token=token)
     _settle(model, tokenizer)
     return model, [*new, *_fit_embedding(model, ids(tokenizer), known)]
+
+
+def place(model: PreTrainedModel, device: torch.device) -> None:
+    """Move a model to its device; on a CPU every weight then begins at a multiple of 64 bytes.
+
+    MKL adds up a matrix by a single row in another order where the matrix does not begin at a multiple of 16 bytes.
+    Weights of a mapped file begin where its header ends, and `to` copies them for "cpu:0", the device of one process of
+    several, not for "cpu": the last bits would hang on both.
+    """
+    model.to(device)  # type: ignore[arg-type]
+    if device.type == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.data_ptr() % ALIGNED:
+                tensor.data = tensor.data.clone()
 
 
 def _pretrained(

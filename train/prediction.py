@@ -25,7 +25,7 @@ from train import files, hardware, notes, overrides, plugins, problems, signals,
 from train.evaluation import Found, joined, predictions
 from train.journal import clock
 from train.memory import Fitting
-from train.model import load_model
+from train.model import load_model, place
 from train.model_config import ModelConfig
 from train.tasks._generation import Generation
 from train.tasks.base import Predictor, Task
@@ -81,7 +81,8 @@ def predict(request: Request) -> bool:
         )
     except UserError as error:
         raise _in_our_words(error) from error
-    model = accelerator.prepare_model(model.to(accelerator.device), evaluation_mode=True).eval()
+    place(model, accelerator.device)
+    model = accelerator.prepare_model(model, evaluation_mode=True).eval()
     folder = request.output.with_name(f".{request.output.name}.parts")
     plan = {
         "model": weights.fingerprint(str(request.model)),

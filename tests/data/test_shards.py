@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import threading
 from dataclasses import replace
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data import pulse
+from data import pulse, shard_files
 from data import shards as shards_module
 from data.errors import Unavailable, UserError
 from data.find_shards import find, spread
@@ -52,6 +53,73 @@ def test_rows_from_any_row_on(tmp_path: Path, name: str) -> None:
     write(tmp_path)
     for start in (0, 1, 6, 7, 24, 25):
         assert rows(one(str(tmp_path / name)), start) == ROWS[start:]
+
+
+@pytest.mark.parametrize("group", [1_000, 30_000])
+def test_a_parquet_file_is_not_read_ahead(tmp_path: Path, group: int) -> None:
+    """Many small row groups or one large one: a reader holds its buffer of each column, not the file."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [bytes(row).hex() for row in np.random.default_rng(0).integers(0, 256, (30_000, 200), dtype=np.uint8)]
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": texts, "label": range(30_000)}), file, row_group_size=group, use_dictionary=False)
+    size, taken = file.stat().st_size, []
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            taken.append(super().read(size))
+            return taken[-1]
+
+    before = pa.total_allocated_bytes()
+    rows = shard_files.parquet_rows(Counted(file.read_bytes()), 0, ["text", "label"], "here")
+    assert [next(rows)[1]["text"] for _ in range(1_000)] == texts[:1_000]  # type: ignore[index]
+    assert size > 6 * shard_files.BUFFER
+    assert sum(map(len, taken)) < 2.5 * shard_files.BUFFER
+    assert pa.total_allocated_bytes() - before < 6 * shard_files.BUFFER
+    assert [row["text"] for _, row in rows] == texts[1_000:]  # type: ignore[index]
+
+
+def test_a_parquet_file_at_an_address_is_fetched_once(tmp_path: Path) -> None:
+    """Two large columns far apart from each other, read by turns: no byte between them comes along."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [bytes(row).hex() for row in np.random.default_rng(0).integers(0, 256, (20_000, 200), dtype=np.uint8)]
+    table = pa.table({"text": texts, "between": texts, "label": texts[::-1]})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    content, sent = (tmp_path / "a.parquet").read_bytes(), []
+
+    class Store(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            first, last = (int(number) for number in self.headers["Range"].removeprefix("bytes=").split("-"))
+            sent.append(content[first : last + 1])
+            self.send_response(206)
+            self.send_header("Content-Length", str(len(sent[-1])))
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            self.end_headers()
+            self.wfile.write(sent[-1])
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        shard = one(f"http://127.0.0.1:{server.server_port}/a.parquet")
+        assert [row["label"] for _, row in shard.rows(0, ["text", "label"])] == texts[::-1]  # type: ignore[index]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert sum(map(len, sent)) < 0.7 * len(content), "two columns of three, and the footer"
 
 
 def test_other_addresses(tmp_path: Path) -> None:
