@@ -96,13 +96,13 @@ class RunConfig(Section):
     compile: bool = operational(
         False,
         "Compile the model's layers (torch.compile): the same losses but for rounding, dropout included. Takes a C++ "
-        "compiler and a minute or more at the start. On a CPU it has brought nothing, and an encoder "
-        "computes padding (see padding_free), so that dropout falls otherwise; on a GPU try it on a short run.",
+        "compiler and a minute or more at the start. An encoder then computes padding (see padding_free), so that "
+        "dropout falls otherwise. On a CPU it has brought nothing; on an H100 a decoder of 1 B was 1.2 times as fast.",
     )
     padding_free: bool = operational(
         True,
-        "Let an encoder on a CPU compute real tokens only, where that is tried and gives the same but for rounding and "
-        "where dropout falls.",
+        "Let an encoder compute real tokens only, where that is tried and gives the same but for rounding and where "
+        "dropout falls: on a CPU; on a GPU in half precision, if its attention has no dropout.",
     )
     hub_token: SecretStr | None = Field(None, exclude=True, repr=False, description="Never written anywhere.")
     task: SerializeAsAny[TaskConfig]

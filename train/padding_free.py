@@ -92,8 +92,8 @@ def enable(model: PreTrainedModel) -> bool:
 def _can(model: Any) -> bool:
     config = model.config
     writes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or model.can_generate()  # with a cache
-    known = model.device.type in ("cpu", "cuda") and config._attn_implementation == "sdpa"
-    return known and not writes and not _twice(model)
+    known = model.device.type == "cpu" or varlen.available(model)  # else padded rows would be made again and again
+    return known and not writes and config._attn_implementation == "sdpa" and not _twice(model)
 
 
 def _twice(model: Any) -> bool:
