@@ -145,31 +145,42 @@ def reads_words(work: Workload) -> bool:
 
 
 def model_folder(work: Workload, folder: Path) -> Path:
-    """Return a folder with model and tokenizer, made from a seed in `folder` where it is a shape only."""
-    if work.model == "minilm":
-        return minilm()
+    """Return a folder with model and tokenizer: made from a seed where it is a shape only, and so is the head of a
+    classifier, that all peers begin with the same."""
     made = folder / work.model
     if not (made / "done").exists():
         import torch
-        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         torch.manual_seed(0)
-        writes = work.task != "text_classification"
-        special: dict[str, Any] = words.SPECIAL_IDS if reads_words(work) else {}
-        config = AutoConfig.for_model(**SHAPES[work.model], **special)
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            kind: Any = AutoModelForCausalLM if writes else AutoModel
-            model = kind.from_config(config, dtype=torch.float32)
-        (model.to(torch.bfloat16) if writes else model).save_pretrained(made)
-        del model
+        _model(work).save_pretrained(made)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if reads_words(work):
-            words.tokenizer(SHAPES[work.model]["vocab_size"], encoder=not writes).save_pretrained(made)
+            words.tokenizer(
+                SHAPES[work.model]["vocab_size"], encoder=work.task == "text_classification"
+            ).save_pretrained(made)
         else:
             AutoTokenizer.from_pretrained(minilm()).save_pretrained(made)  # type: ignore[no-untyped-call]
         (made / "done").touch()
     return made
+
+
+def _model(work: Workload) -> Any:
+    """Return the model that all peers begin with."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    writes = work.task != "text_classification"
+    labels = {} if writes else {"id2label": dict(enumerate(words.LABELS))}
+    if work.model == "minilm":
+        return AutoModelForSequenceClassification.from_pretrained(minilm(), dtype=torch.float32, **labels)
+    special: dict[str, Any] = words.SPECIAL_IDS if reads_words(work) else {}
+    config = AutoConfig.for_model(**SHAPES[work.model], **special, **labels)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        kind: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+        model = kind.from_config(config, dtype=torch.float32)
+    return model.to(torch.bfloat16) if writes else model
 
 
 def draw(work: Workload) -> NDArray[np.int64]:
