@@ -87,6 +87,12 @@ def tiny_encoder_decoder(tiny_decoder: str, tmp_path_factory: pytest.TempPathFac
     return str(folder)
 
 
+@pytest.fixture(scope="session")
+def tiny_models(tiny_model: str, tiny_decoder: str, tiny_encoder_decoder: str) -> dict[str, str]:
+    """The folder of each of them, by kind."""
+    return {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder}
+
+
 def rows(shape: str, count: int, seed: int) -> list[dict[str, Any]]:
     """Return learnable rows of very different lengths: low words speak for the first label."""
     generator = random.Random(f"{shape} {seed}")

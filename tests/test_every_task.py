@@ -30,11 +30,8 @@ from tests.worker import carry_out
 
 
 @pytest.fixture(scope="module")
-def build(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_decoder: str, tiny_encoder_decoder: str
-) -> Build:
-    models = {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder}
-    return builder(tmp_path_factory.mktemp("every-task"), models)
+def build(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, str]) -> Build:
+    return builder(tmp_path_factory.mktemp("every-task"), tiny_models)
 
 
 @pytest.fixture(scope="module")

@@ -32,11 +32,8 @@ LORA = {"adapter": {"rank": 4, "alpha": 32}, "optim__lr": 1e-2}
 
 
 @pytest.fixture(scope="module")
-def build(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_decoder: str, tiny_encoder_decoder: str
-) -> Build:
-    models = {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder}
-    return builder(tmp_path_factory.mktemp("every-task"), models)
+def build(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, str]) -> Build:
+    return builder(tmp_path_factory.mktemp("every-task"), tiny_models)
 
 
 @pytest.fixture(scope="module")

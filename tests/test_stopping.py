@@ -39,11 +39,8 @@ LEFT = {
 
 
 @pytest.fixture(scope="module")
-def build(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_decoder: str, tiny_encoder_decoder: str
-) -> Build:
-    models = {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder}
-    return builder(tmp_path_factory.mktemp("phases"), models)
+def build(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, str]) -> Build:
+    return builder(tmp_path_factory.mktemp("phases"), tiny_models)
 
 
 @pytest.fixture(autouse=True)

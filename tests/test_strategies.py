@@ -39,11 +39,8 @@ QUICK_CHANGES = [("causal_lm", *CHANGES[0]), ("causal_lm", *CHANGES[2]), ("text_
 
 
 @pytest.fixture(scope="module")
-def build(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_decoder: str, tiny_encoder_decoder: str
-) -> Build:
-    models = {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder}
-    return builder(tmp_path_factory.mktemp("strategies"), models)
+def build(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, str]) -> Build:
+    return builder(tmp_path_factory.mktemp("strategies"), tiny_models)
 
 
 def here(*case: Any) -> Any:

@@ -31,11 +31,8 @@ STRATEGIES = ["ddp", "fsdp2", *(pytest.param(name, marks=ZERO) for name in ("dee
 
 
 @pytest.fixture(scope="module")
-def build(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: str, tiny_decoder: str, tiny_encoder_decoder: str
-) -> Build:
-    models = {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder}
-    return builder(tmp_path_factory.mktemp("gpu"), models)
+def build(tmp_path_factory: pytest.TempPathFactory, tiny_models: dict[str, str]) -> Build:
+    return builder(tmp_path_factory.mktemp("gpu"), tiny_models)
 
 
 def launch(jobs: list[dict[str, Any]], folder: Path, name: str, *arguments: str) -> None:

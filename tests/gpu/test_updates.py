@@ -52,8 +52,8 @@ def test_attention_by_documents(kind: str, settings: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def make(tmp_path: Path, tiny_model: str, tiny_decoder: str, tiny_encoder_decoder: str) -> Build:
-    return builder(tmp_path, {"bert": tiny_model, "gpt2": tiny_decoder, "t5": tiny_encoder_decoder})
+def make(tmp_path: Path, tiny_models: dict[str, str]) -> Build:
+    return builder(tmp_path, tiny_models)
 
 
 def test_output_layer() -> None:
