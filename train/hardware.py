@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
+SMALL = 2**28
+"""Bytes of a model for which memory is kept."""
+
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp64"]
 
 
@@ -41,7 +44,6 @@ def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerat
     network.choose_interface()
     if cpu:
         _set_threads()
-        _keep_memory()
     else:
         _choose_kernels()
     # buffers are the same everywhere, and to send them would make an update's first forward pass a collective
@@ -115,12 +117,14 @@ def _set_threads() -> None:
         torch.set_num_threads(max(1, cores // local))
 
 
-def _keep_memory() -> None:
-    """Let the C library keep the memory of one update for the next, as PyTorch does on GPUs: up to 2 GB of it.
+def keep_memory(size: int) -> None:
+    """Let the C library keep the memory of one update for the next, as PyTorch does on GPUs, for a small model on a CPU.
 
-    Otherwise it returns every large tensor, and the system clears each page anew: of MiniLM's update on SST-2, 6 %.
+    Otherwise it returns every tensor of more than 32 MB, and the system clears each page anew: of MiniLM's update on
+    SST-2, 6 %. size: of the model, in bytes. Until what is kept suffices, it may be some times the largest tensor:
+    too much where that is large, and there the products take the time.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if size <= SMALL and platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
         library.mallopt(-4, 0)  # M_MMAP_MAX: no tensor is a mapping of its own
         library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

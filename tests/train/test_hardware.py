@@ -89,9 +89,8 @@ def test_attention_that_plans_anew_for_each_shape_is_out_of_the_choice(monkeypat
 KEPT = """
 import resource, sys, torch
 from train import hardware
-if sys.argv[1] == "kept":
-    hardware._keep_memory()
-for _ in range(5):
+hardware.keep_memory({"kept": hardware.SMALL, "returned": hardware.SMALL + 1}[sys.argv[1]])
+for _ in range(20):  # until enough is kept
     torch.ones(20_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
