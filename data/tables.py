@@ -5,6 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -34,3 +37,63 @@ def _array(column: pa.ChunkedArray) -> Any:
         return array.to_numpy(zero_copy_only=False)
     values, offsets = array.values.to_numpy(zero_copy_only=False), array.offsets.to_numpy()
     return [values[start:end] for start, end in pairwise(offsets)]
+
+
+class MappedColumns:
+    """The columns of a table in a memory-mapped file, for rows from anywhere: looks at those alone, and copies none.
+
+    Of each chunk that was come upon it keeps where its columns begin, about 1 KB a column: 5 MB for 10^8 rows.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._chunks: list[dict[str, _Chunk] | None] = [None] * table.column(0).num_chunks
+        self._ends = np.cumsum([len(chunk) for chunk in table.column(0).chunks])
+        sizes = np.diff(self._ends, prepend=0).tolist()
+        self.simple = all(
+            _simple(column.type)
+            and [len(chunk) for chunk in column.chunks] == sizes
+            and not any(
+                chunk.null_count or (hasattr(chunk, "offsets") and chunk.values.null_count) for chunk in column.chunks
+            )
+            for column in table.columns
+        )
+        """Whether all columns are numbers, or lists of numbers, with nothing missing: others are not read by this."""
+
+    def take(self, ids: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the columns of the rows `ids`, in that order, as `arrays` does."""
+        numbers = self._ends.searchsorted(ids, side="right")
+        places = (ids - np.where(numbers > 0, self._ends[numbers - 1], 0)).tolist()
+        found = [(self._chunk(number), place) for number, place in zip(numbers.tolist(), places, strict=True)]
+        return {name: self._column(name, found) for name in self.table.column_names}
+
+    def _column(self, name: str, found: list[tuple[dict[str, _Chunk], int]]) -> Any:
+        picked = [(chunk[name], place) for chunk, place in found]
+        dtype = picked[0][0].values.dtype
+        if picked[0][0].starts is None:
+            return np.array([chunk.numbers[place] for chunk, place in picked], dtype=dtype)
+        return [chunk.values[chunk.starts[place] : chunk.starts[place + 1]] for chunk, place in picked]  # type: ignore[index]
+
+    def _chunk(self, number: int) -> dict[str, _Chunk]:
+        known = self._chunks[number]
+        if known is None:
+            known = {name: _Chunk(self.table.column(name).chunk(number)) for name in self.table.column_names}
+            self._chunks[number] = known
+        return known
+
+
+class _Chunk:
+    """A chunk of a column, where it lies: its numbers, or those of all its lists and where each of them begins."""
+
+    def __init__(self, array: pa.Array) -> None:
+        listed = hasattr(array, "offsets")
+        self.values: NDArray[Any] = (array.values if listed else array).to_numpy()
+        self.starts = memoryview(array.offsets.to_numpy()) if listed else None  # gives plain numbers, which is faster
+        self.numbers = memoryview(self.values)
+
+
+def _simple(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_list(kind) else kind
+    return bool(pa.types.is_integer(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind))
