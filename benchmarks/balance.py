@@ -6,8 +6,8 @@ Lengths are lognormal(5, 1), at most 2,048; 40 updates a line. The cost of a pro
 of rows x longest row; `sum` is the mean (and `worst` the worst) over updates of max/mean over processes of that cost,
 what counts for DDP, and `least` what it could not be below: max(longest row, mean)/mean; `each` the same as `sum` where
 processes wait for each other in every micro-batch. These say nothing of padding and the number of micro-batches, so
-`time` is what counts in the end: the busiest process's cost and the overhead of its micro-batches, over an equal share of
-the real tokens. `padding` is real over computed tokens; `count` micro-batches a process; `ms` what planning takes.
+`time` is what counts in the end: the busiest process's cost and the overhead of its micro-batches, over an equal share
+of the real tokens. `padding` is real over computed tokens; `count` micro-batches a process; `ms` what planning takes.
 Random dealing and `batch_rebalance` get as many micro-batches as ours.
 """
 

@@ -47,7 +47,7 @@ class MappedColumns:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self._chunks: list[dict[str, _Chunk] | None] = [None] * table.column(0).num_chunks
+        self._chunks: list[tuple[Any, ...] | None] = [None] * table.column(0).num_chunks
         self._ends = np.cumsum([len(chunk) for chunk in table.column(0).chunks])
         sizes = np.diff(self._ends, prepend=0).tolist()
         self.simple = all(
@@ -64,32 +64,29 @@ class MappedColumns:
         """Return the columns of the rows `ids`, in that order, as `arrays` does."""
         numbers = self._ends.searchsorted(ids, side="right")
         places = (ids - np.where(numbers > 0, self._ends[numbers - 1], 0)).tolist()
-        found = [(self._chunk(number), place) for number, place in zip(numbers.tolist(), places, strict=True)]
-        return {name: self._column(name, found) for name in self.table.column_names}
+        chunks = [self._chunks[number] or self._look(number) for number in numbers.tolist()]
+        found: dict[str, Any] = {}
+        for column, (name, kind) in enumerate(zip(self.table.column_names, self.table.schema.types, strict=True)):
+            there = [chunk[column] for chunk in chunks]
+            if hasattr(kind, "value_type"):
+                pairs = zip(there, places, strict=True)
+                found[name] = [values[starts[place] : starts[place + 1]] for (values, starts), place in pairs]
+            else:
+                picked = [values[place] for values, place in zip(there, places, strict=True)]
+                found[name] = np.array(picked, dtype=there[0].format)
+        return found
 
-    def _column(self, name: str, found: list[tuple[dict[str, _Chunk], int]]) -> Any:
-        picked = [(chunk[name], place) for chunk, place in found]
-        dtype = picked[0][0].values.dtype
-        if picked[0][0].starts is None:
-            return np.array([chunk.numbers[place] for chunk, place in picked], dtype=dtype)
-        return [chunk.values[chunk.starts[place] : chunk.starts[place + 1]] for chunk, place in picked]  # type: ignore[index]
-
-    def _chunk(self, number: int) -> dict[str, _Chunk]:
-        known = self._chunks[number]
-        if known is None:
-            known = {name: _Chunk(self.table.column(name).chunk(number)) for name in self.table.column_names}
-            self._chunks[number] = known
-        return known
+    def _look(self, number: int) -> tuple[Any, ...]:
+        """Return the columns of a chunk where they lie: its numbers, or (those of all its lists, where each begins)."""
+        columns = tuple(_lying(column.chunk(number)) for column in self.table.columns)
+        self._chunks[number] = columns
+        return columns
 
 
-class _Chunk:
-    """A chunk of a column, where it lies: its numbers, or those of all its lists and where each of them begins."""
-
-    def __init__(self, array: pa.Array) -> None:
-        listed = hasattr(array, "offsets")
-        self.values: NDArray[Any] = (array.values if listed else array).to_numpy()
-        self.starts = memoryview(array.offsets.to_numpy()) if listed else None  # gives plain numbers, which is faster
-        self.numbers = memoryview(self.values)
+def _lying(array: pa.Array) -> Any:
+    if hasattr(array, "offsets"):
+        return array.values.to_numpy(), memoryview(array.offsets.to_numpy())
+    return memoryview(array.to_numpy())  # gives plain numbers, which is faster
 
 
 def _simple(kind: pa.DataType) -> bool:
