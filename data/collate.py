@@ -16,13 +16,21 @@ def pad(sequences: Sequence[NDArray[Any]], value: int, *, left: bool = False) ->
     """Return integer sequences as one int64 tensor (B, T), T the longest, filled up with `value`."""
     import torch
 
-    longest = max(len(sequence) for sequence in sequences)
-    result = np.full((len(sequences), longest), value, dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        result[row, longest - len(sequence) if left else 0 :][: len(sequence)] = sequence
+    places = _places([len(sequence) for sequence in sequences], left=left)
+    result = np.full(places.shape, value, dtype=np.int64)
+    result[places] = np.concatenate(sequences)
     return torch.from_numpy(result)
 
 
 def mask(sequences: Sequence[NDArray[Any]], *, left: bool = False) -> Tensor:
     """Return the attention mask (B, T) of padded sequences: 1 on their tokens, 0 on padding."""
-    return pad([np.ones(len(sequence), dtype=np.int64) for sequence in sequences], 0, left=left)
+    import torch
+
+    return torch.from_numpy(_places([len(sequence) for sequence in sequences], left=left).astype(np.int64))
+
+
+def _places(lengths: list[int], *, left: bool) -> NDArray[np.bool_]:
+    """Return where sequences stand when they are padded, (B, T)."""
+    longest = max(lengths)
+    columns, ends = np.arange(longest), np.array(lengths)[:, None]
+    return columns >= longest - ends if left else columns < ends

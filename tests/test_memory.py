@@ -126,7 +126,7 @@ def test_where_others_wait_the_next_start_is_smaller(make_config: MakeConfig, tm
     cuts = {"padding_free": False}  # into groups of one length, of which a half fits
     small = config_of(make_config, tmp_path, "small", micro_batch_size=4, **cuts)
     config = config_of(make_config, tmp_path, "lost", micro_batch_size=16, **cuts)
-    job = {"config": config, "lacking": {"rows": 3, "where": "last", "from_update": 6}}
+    job = {"config": config, "lacking": {"rows": 6, "where": "last", "from_update": 6}}
     with pytest.raises(AssertionError, match=r"update \d+: out of memory .* Set micro_batch_size=\d"):
         launch([job], 2, tmp_path)
     assert [path.name for path in (tmp_path / "lost" / "checkpoints").iterdir()] == ["update-00000004"]

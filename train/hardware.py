@@ -118,7 +118,7 @@ def _set_threads() -> None:
 
 
 def keep_memory(size: int) -> None:
-    """Let the C library keep the memory of one update for the next, as PyTorch does on GPUs, for a small model on a CPU.
+    """Let the C library keep the memory of one update for the next, as PyTorch does on GPUs, for a small model.
 
     Otherwise it returns every tensor of more than 32 MB, and the system clears each page anew: of MiniLM's update on
     SST-2, 6 %. size: of the model, in bytes. Until what is kept suffices, it may be some times the largest tensor:

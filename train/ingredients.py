@@ -88,8 +88,6 @@ def read(config: RunConfig) -> Ingredients:
     if config.adapter:
         quantize(model, config.adapter, new, accelerator.device, precision)
     place(model, accelerator.device)
-    if accelerator.device.type == "cpu":
-        hardware.keep_memory(model.get_memory_footprint())
     with accelerator.autocast():  # what is proved of a kernel is true of this device and precision only
         task.check_model(model)
         padding_free = config.padding_free and not config.compile and enable(model)

