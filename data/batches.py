@@ -176,6 +176,7 @@ class Batches:
         """Return real over computed tokens in the first epoch, from at most `sample` batches; reads lengths only."""
         real = computed = 0
         lengths_only = self.encoded.dataset.select_columns(["length"]).with_format("numpy")
+        sample = max(10, sample // self.world)  # a plan for many processes takes longer
         numbers = np.linspace(1, self.order.updates_per_epoch, min(sample, self.order.updates_per_epoch))
         for update in numbers.astype(int):
             lengths = np.asarray(lengths_only[self.order.examples(int(update))]["length"])

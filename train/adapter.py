@@ -70,6 +70,7 @@ def attach(
         revision=origin.revision,
     )
     training = model.training
+    _part_ways(model, modules, whole, targets)
     with quiet():
         adapted: PeftModel = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     config.base_model_name_or_path = origin.path
@@ -151,6 +152,19 @@ def _whole(model: PreTrainedModel, modules: Mapping[str, nn.Module], wanted: Seq
                 raise UserError(f"adapter.also_train: {name} {why} and cannot be trained alone; name others")
         found += there
     return [name for name in dict.fromkeys(found) if not any(name.startswith(f"{other}.") for other in found)]
+
+
+def _part_ways(model: Any, modules: Mapping[str, nn.Module], whole: Sequence[str], targets: Collection[str]) -> None:
+    """Let go of the shorter ways through what PEFT will copy or wrap: they were proved of what was there before."""
+    from train import last_layer, output_layer
+    from train.layers import stacks
+
+    output = model.get_output_embeddings()
+    if any(modules[name] is output for name in (*whole, *targets)):
+        output_layer.disable(model)
+    inside = {block for _, blocks in stacks(model) for layer in blocks for block in layer.modules()}
+    if any(modules[name] in inside for name in whole):
+        last_layer.disable(model)
 
 
 def frozen_layers(model: PreTrainedModel, new: Collection[str], also_train: Sequence[str]) -> dict[str, nn.Module]:

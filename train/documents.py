@@ -21,8 +21,11 @@ NAME = "documents"
 _sizes: Tensor | None = None
 """Of the documents of the rows that are being computed, (B, P)."""
 
-_seen: list[nn.Module] | None = None
-"""Where it is noted which modules attend by documents, while that is tried."""
+_seen: dict[nn.Module, int | None] | None = None
+"""Where it is noted which modules attend by documents, and within what window, while that is tried."""
+
+HARMLESS = ("sliding_window", "sliding_window_pattern", "max_window_layers", "chunk_size_feed_forward")
+"""Numbers of configs whose names speak of windows or chunks, and that say nothing of masks, or are looked at."""
 
 
 @contextmanager
@@ -90,18 +93,35 @@ def _reached(model: Any) -> bool:
     import torch
 
     global _seen
-    training, _seen = model.training, []
+    training, _seen = model.training, {}
     model.eval()
     try:
         ids = torch.zeros(2, 8, dtype=torch.long, device=model.device)
         with torch.no_grad(), known(ids.new_tensor([[3, 4], [8, 0]])):
             model(input_ids=ids, use_cache=False)
-        return bool(len({*_seen}) == model.config.get_text_config().num_hidden_layers)
+        return _all_said(model.config.get_text_config(), list(_seen.values()))
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # an argument that a layer does not know, an attention of its own: many kinds
         return False
     finally:
         _seen = None
         model.train(training)
+
+
+def _all_said(config: Any, windows: list[int | None]) -> bool:
+    """Whether every layer was seen, and with its window as an argument: what stands in a mask alone is not known here.
+
+    windows: of each layer that was seen, None for all that is before.
+    """
+    for name, value in vars(config).items():
+        speaks = ("window" in name or "chunk" in name) and name not in HARMLESS
+        if speaks and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return False
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    wanted = 0 if not window else kinds.count("sliding_attention") if kinds else config.num_hidden_layers
+    return len(windows) == config.num_hidden_layers and sum(each is not None for each in windows) == wanted
 
 
 def _begin(base: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -132,7 +152,7 @@ def attention(
         found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found, None
     if _seen is not None:
-        _seen.append(module)
+        _seen[module] = options.get("sliding_window")
     if not getattr(module, "is_causal", True):
         raise ValueError("attention by documents only looks back")
     rows, _, width, size = query.shape

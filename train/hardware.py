@@ -124,10 +124,11 @@ def keep_memory(size: int) -> None:
     SST-2, 6 %. size: of the model, in bytes. Until what is kept suffices, it may be some times the largest tensor:
     too much where that is large, and there the products take the time.
     """
-    if size <= SMALL and platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no tensor is a mapping of its own
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        library.malloc_trim(0)  # what an earlier stage has left
+        library.mallopt(-4, 0 if size <= SMALL else 65_536)  # M_MMAP_MAX: whether a tensor is a mapping of its own
+        library.mallopt(-1, 2**31 - 1 if size <= SMALL else 2**25)  # M_TRIM_THRESHOLD
 
 
 def _choose_kernels() -> None:

@@ -15,7 +15,7 @@ from data.source import Rows, check_columns, open_rows
 from data.stream import Stream
 from train import adapter, hardware, metrics, plugins, strategy, tasks
 from train.config import RunConfig
-from train.last_layer import enable
+from train.last_layer import enable, enabled
 from train.limits import longest_input
 from train.model import load_model, place
 from train.quantization import quantize
@@ -90,7 +90,8 @@ def read(config: RunConfig) -> Ingredients:
     place(model, accelerator.device)
     with accelerator.autocast():  # what is proved of a kernel is true of this device and precision only
         task.check_model(model)
-        padding_free = config.padding_free and not config.compile and enable(model)
+        if config.padding_free and not config.compile:
+            enable(model)
     limit = longest_input(model, tokenizer)
     max_length = config.data.max_length or min(512, limit)
     if max_length > limit:
@@ -109,11 +110,10 @@ def read(config: RunConfig) -> Ingredients:
         streams = streamed.streams(config.data, config.seed, task, tokenizer, max_length)
         splits["train"] = known_streams(splits["train"], streams)
     task = task.informed(splits["train"])
-    fresh = new if config.model.path else [name for name, _ in model.named_parameters()]
-    task.initialize(model, fresh, splits)
+    task.initialize(model, new if config.model.path else [name for name, _ in model.named_parameters()], splits)
     if config.adapter:
         model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
-    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length, streams, padding_free)
+    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length, streams, enabled(model))
 
 
 def _open(config: RunConfig, cache: Path, token: str | None) -> tuple[dict[str, list[list[Rows]]], Streamed | None]:

@@ -78,7 +78,8 @@ class Journal:
         self.state.computed += batch.computed * self.learner.accelerator.num_processes
         if self.learner.memory and (halved := self.learner.memory.figures(number)):
             self.tracker.log(number, halved)
-        if self.learner.unsettled >= UNSETTLED:
+        on_cpu = self.learner.accelerator.device.type == "cpu"  # where there is nothing to wait for
+        if self.learner.unsettled >= (self.learner.max_nonfinite if on_cpu else UNSETTLED):
             self._left_out()  # a run that only leaves out updates must not go on for long
         if self.live and self.bar is None:
             from tqdm import tqdm

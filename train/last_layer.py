@@ -35,6 +35,23 @@ def enable(model: PreTrainedModel) -> bool:
     return True
 
 
+def disable(model: nn.Module) -> None:
+    """Let it compute padding, and all tokens, again."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
+                del hooks[key]
+
+
+def enabled(model: nn.Module) -> bool:
+    """Whether it computes real tokens only."""
+    return any(_is_ours(hook) for module in model.modules() for hook in module._forward_pre_hooks.values())
+
+
+def _is_ours(hook: Any) -> bool:
+    return hook in padding_free.HOOKS or isinstance(getattr(hook, "__self__", None), _Narrow)
+
+
 class _Narrow:
     """Hooks that let go of all tokens but the first of each row, while the model itself is called.
 

@@ -49,7 +49,9 @@ def enable(model: Any) -> bool:
     global losses_and_slopes
     losses_and_slopes = _losses_and_slopes  # until somebody compiles
     layer = model.get_output_embeddings()
-    if type(layer) is not torch.nn.Linear:
+    kind = model.device.type
+    half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    if type(layer) is not torch.nn.Linear or half == torch.float16:  # whose loss is scaled before gradients are rounded
         return False
     hooks = [layer.register_forward_pre_hook(_before), layer.register_forward_hook(_after)]
     if _proved(model):
@@ -57,6 +59,14 @@ def enable(model: Any) -> bool:
     for hook in hooks:
         hook.remove()
     return False
+
+
+def disable(model: nn.Module) -> None:
+    """Let it give logits to everyone again."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (_before, _after)]:
+                del hooks[key]
 
 
 @contextmanager
@@ -90,10 +100,12 @@ def _answer(hidden: Tensor, layer: Any, targets: Tensor, *, summed: bool) -> Ten
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):
-        if summed:
+        if summed and torch.is_grad_enabled():
             found: Any = _Summed
             return found.apply(hidden, layer.weight, layer.bias, targets, dtype)  # type: ignore[no-any-return]
-        return torch.cat([_scores(*each) for each in _chunks(hidden, layer.weight, layer.bias, targets, dtype)], dim=1)
+        chunks = _chunks(hidden, layer.weight, layer.bias, targets, dtype)
+        scores = torch.cat([_scores(*each) for each in chunks], dim=1)
+        return scores[0].sum() if summed else scores
 
 
 def _chunks(
@@ -208,6 +220,8 @@ def _proved(model: Any) -> bool:
                 summed = model(input_ids=ids, use_cache=False).logits
             with asking(targets, places, summed=False):
                 each = model(input_ids=ids, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # logits that are worked on after the layer, an argument it does not know: many kinds
         return False
     finally:

@@ -255,3 +255,7 @@ def evaluating(base: nn.Module) -> Iterator[None]:
             yield
     finally:
         base.train(training)
+
+
+HOOKS = (_begin, _end, _flatten, _pad)
+"""What is hung on a model."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.batches import Batch, Batches, Feed
+from train.memory import is_lacking
 from train.padding_free import COUNT
 
 DEPTH = 2
@@ -48,8 +49,8 @@ def _ahead(batches: Batches, numbered: Iterator[Numbered], device: torch.device)
                 raise item
             (number, batch), cuts, copied = item
             if cuts != len(batches.smaller):
-                batch = batch.recut()
-            else:
+                batch = replace(batch.recut(), places=batch.places)
+            elif copied is not None:
                 _take_over(batch, copied, device)
             yield number, batch
     finally:
@@ -66,12 +67,14 @@ def _fill(
     """Put batches into the queue until there are no more, or nobody wants them; and None, or what went wrong."""
     last: BaseException | None = None
     try:
-        for number, batch in numbered:
-            cuts = len(batches.smaller)
-            with torch.cuda.stream(stream):
-                parts = [replace(part, tensors=_sent(part.tensors, device)) for part in batch.parts]
-                copied = stream.record_event()
-            if not _put(queue, ((number, replace(batch, parts=parts)), cuts, copied), over):
+        while not over.is_set():
+            cuts = len(batches.smaller)  # before it is cut, which may change meanwhile
+            found = next(numbered, None)
+            if found is None:
+                break
+            number, batch = found
+            batch, copied = _all_sent(batch, device, stream)
+            if not _put(queue, ((number, batch), cuts, copied), over):
                 return
     except BaseException as error:  # it is the other thread's to raise
         last = error
@@ -84,6 +87,19 @@ def _put(queue: Queue[Any], item: Any, over: threading.Event) -> bool:
             queue.put(item, timeout=0.1)
             return True
     return False
+
+
+def _all_sent(batch: Batch, device: torch.device, stream: Any) -> tuple[Batch, Any]:
+    """Return a batch on its way to the device, and when it is there; or as it is, and None, where there is no memory
+    for it: the update sends it then, and knows what to do."""
+    try:
+        with torch.cuda.stream(stream):
+            parts = [replace(part, tensors=_sent(part.tensors, device)) for part in batch.parts]
+            return replace(batch, parts=parts), stream.record_event()
+    except RuntimeError as error:
+        if not is_lacking(error):
+            raise
+        return batch, None
 
 
 def _sent(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -172,7 +172,7 @@ class Learner:
             if self._in_a_row >= self.max_nonfinite:
                 raise UserError(
                     f"stopped at update {number}: the loss or gradient of {self._in_a_row} updates in a row was not "
-                    f"finite, the last with the examples {examples.tolist()}. The model is as it was before them. "
+                    f"finite, the last with the examples {examples.tolist()}. The model is as if they had not been. "
                     "Lower optim.lr, use precision=fp32, or look at these rows"
                 )
         self._skipped.clear()

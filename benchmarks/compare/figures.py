@@ -62,7 +62,7 @@ def table(rounds: Rounds, work_per_token: float, machine: Machine) -> list[str]:
         against = "–"
         if pairs:
             median, low, high = ratio([speed(one) for one, _ in pairs], [speed(told) for _, told in pairs])
-            against = f"{median:.2f} ({low:.2f} to {high:.2f})"
+            against = f"{median:.2f} ({low:.2f} to {high:.2f})" if len(pairs) > 2 else f"{median:.2f}"
         tokens, targets = (np.median([speed(told, kind) for told in found]) for kind in ("tokens", "targets"))
         efficiency, memory, first = (
             float(np.median([told[key] for told in found])) for key in ("efficiency", "memory", "first_update")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,5 +119,6 @@ def test_batches_made_ahead(make: Build, monkeypatch: pytest.MonkeyPatch) -> Non
         with monkeypatch.context() as patch:
             patch.setattr(update.Learner, "update", scarcely)
             assert carry_out(config) == 0
+        assert json.loads((Path(config["output"]) / "memory.json").read_text())["halved"][0]["update"] == 3
         losses.append(figures(Path(config["output"]), "train/loss"))
     assert len(losses[0]) == UPDATES and losses[0] == losses[1]

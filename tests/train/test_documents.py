@@ -136,3 +136,19 @@ def test_packing_that_cannot_be_is_refused_as_before(monkeypatch: pytest.MonkeyP
         block.attn.forward = lambda hidden_states, *_, **__: (hidden_states.cumsum(1), None)
     with pytest.raises(UserError, match="does not keep the documents of a row apart"):
         _packed.check(model, isolated=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (
+            "llama4_text",
+            {"attention_chunk_size": 4, "num_local_experts": 2, "intermediate_size_mlp": 32, "head_dim": 4},
+        ),
+        ("phimoe", {"sliding_window": 4, "num_local_experts": 2}),
+    ],
+)
+def test_windows_that_stand_in_the_mask_alone(kind: str, settings: dict[str, Any]) -> None:
+    """Of them the kernel would know nothing, and rows shorter than the window would not tell."""
+    model = build(kind, **settings)
+    assert not documents.enable(model) and model.config._attn_implementation == "sdpa"

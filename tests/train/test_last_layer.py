@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.train.test_padding_free import LENGTHS, batch, make
-from train import last_layer, padding_free
+from train import adapter, last_layer, padding_free
+from train.adapter_config import AdapterConfig
 
 HEAD = "ForSequenceClassification"
 NARROWED = ("Bert", "Roberta", "Electra")
@@ -118,3 +120,19 @@ def test_it_leaves_no_trace() -> None:
     assert last_layer.enable(model)
     assert torch.equal(torch.random.get_rng_state(), state) and model.config.to_dict() == expected
     assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("also", ["classifier", "attention.output", "layer.1.attention", "layer.1"])
+def test_with_what_an_adapter_copies(also: str) -> None:
+    """PEFT copies what learns as a whole, hooks and all: inside a layer, nothing is left out then."""
+    results = []
+    for enabled in (False, True):
+        model, given = make("Bert", HEAD), batch()
+        assert not enabled or last_layer.enable(model)
+        settings = AdapterConfig(also_train=(also,), target_modules=("query",), dropout=0.0)
+        adapted = adapter.attach(model, settings, [], 60, 0, SimpleNamespace(path="nowhere", revision=None)).eval()
+        results.append(learned(adapted, given))
+        assert last_layer.enabled(adapted) == (enabled and also == "classifier")
+    (logits, gradients), (found, others) = results
+    assert torch.allclose(found, logits, rtol=1e-9, atol=1e-12) and len(others) == len(gradients) > 0
+    assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from train import output_layer
+from train import adapter, output_layer
+from train.adapter_config import AdapterConfig
 from train.tasks import _packed
 from train.tasks.base import IGNORED
 
@@ -159,3 +161,22 @@ def test_without_targets() -> None:
     assert output_layer.enable(model)
     loss, found = learned(model, given)
     assert loss == 0 and not any(slope.any() for slope in found.values())
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["lm_head"]}, {"also_train": ["lm_head"]}, {}])
+def test_with_adapters(settings: dict[str, Any]) -> None:
+    """What PEFT wraps or copies, it may: losses and gradients are those of whole logits."""
+    results = []
+    for enabled in (False, True):
+        model, given = build("llama", {"tie_word_embeddings": False}), tensors()
+        assert not enabled or output_layer.enable(model)
+        origin = SimpleNamespace(path="nowhere", revision=None)
+        adapted: Any = adapter.attach(model, AdapterConfig(dropout=0.0, **settings), [], 50, 0, origin)
+        for number, (name, parameter) in enumerate(adapted.named_parameters()):
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+        results.append((*learned(adapted.train(), given), _packed.losses_and_hits(adapted, given)[0].detach()))
+    (expected, slopes, each), (loss, found, others) = results
+    assert loss == pytest.approx(expected.item(), rel=1e-12) and found.keys() == slopes.keys() and slopes
+    assert all(torch.allclose(found[name], slope, rtol=1e-9, atol=1e-12) for name, slope in slopes.items())
+    torch.testing.assert_close(others, each, rtol=1e-9, atol=1e-12)
