@@ -231,8 +231,8 @@ def answer(*arguments: str) -> tuple[int, str]:
     """Return exit code and output of the program in a process; it must be quick and import nothing heavy."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     variables.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second start finds our modules compiled
-    # Time on the processor, not on the clock, and the least of three: what others do on the same core can only add.
-    for _ in range(3):
+    # Time on the processor, not on the clock, and the least of eight: what others do on the same core can only add.
+    for _ in range(8):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-c", PROBE.format(heavy=HEAVY), *arguments],
