@@ -49,8 +49,7 @@ def enable(model: Any) -> bool:
     global losses_and_slopes
     losses_and_slopes = _losses_and_slopes  # until somebody compiles
     layer = model.get_output_embeddings()
-    kind = model.device.type
-    half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    half = _precision(model.device.type, model.dtype)
     if type(layer) is not torch.nn.Linear or half == torch.float16:  # whose loss is scaled before gradients are rounded
         return False
     hooks = [layer.register_forward_pre_hook(_before), layer.register_forward_hook(_after)]
@@ -98,7 +97,7 @@ def _after(layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Any:
 def _answer(hidden: Tensor, layer: Any, targets: Tensor, *, summed: bool) -> Tensor:
     """Return the summed loss, (), or loss and hit of each target, (2, M). hidden: (M, d); targets: (M,)."""
     kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    dtype = _precision(kind, hidden.dtype)
     with torch.autocast(kind, enabled=False):
         if summed and torch.is_grad_enabled():
             found: Any = _Summed
@@ -106,6 +105,12 @@ def _answer(hidden: Tensor, layer: Any, targets: Tensor, *, summed: bool) -> Ten
         chunks = _chunks(hidden, layer.weight, layer.bias, targets, dtype)
         scores = torch.cat([_scores(*each) for each in chunks], dim=1)
         return scores[0].sum() if summed else scores
+
+
+def _precision(kind: str, otherwise: torch.dtype) -> torch.dtype:
+    """Return that of autocast where it is on; some devices have none."""
+    known = torch.amp.is_autocast_available(kind)
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else otherwise
 
 
 def _chunks(
