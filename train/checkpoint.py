@@ -7,20 +7,23 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate.utils import broadcast_object_list
 
 from data.errors import UserError
-from train import manifest, together, watch, weights
+from train import manifest, shards, together, weights
+from train.background import Background
 from train.learned import Learned
+from train.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
 log = logging.getLogger("train")
 
@@ -53,7 +56,8 @@ class Checkpoints:
     """The checkpoints of a run, under `folder`, named by update; all methods are called on every process.
 
     Each is written beside, flushed, completed by a manifest of hashes and renamed; only then are older ones removed,
-    all but the newest `keep` and the best. A failed save is reported, harms nothing and stops nothing.
+    all but the newest `keep` and the best. A failed save is reported, harms nothing and stops nothing. All that is done
+    `in_background`, one at a time, from a copy, if there is the memory for one.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Checkpoints:
         best: str | None,
         higher_is_better: bool,
         patience: int | None,
+        in_background: bool = True,
     ) -> None:
         self.folder = folder
         self.accelerator = accelerator
@@ -77,15 +82,23 @@ class Checkpoints:
         self.state = State()
         self._settled_best: tuple[int, float | None] = (0, None)
         """The best whose checkpoint is written."""
+        self._written_best: tuple[int, float | None] = (0, None)
+        """The best of the checkpoint at hand."""
         self.failed = False
         """Whether the last save failed."""
+        self._background = Background(accelerator)
+        self._snapshot = Snapshot(accelerator.device) if in_background else None
 
     def path(self, update: int) -> Path:
         """Return the folder of the checkpoint after `update` updates."""
         return self.folder / f"update-{update:08d}"
 
+    def _beside(self, update: int) -> Path:
+        return self.folder / f".{self.path(update).name}.writing"
+
     def judge(self, update: int, figures: Mapping[str, float]) -> None:
         """Note an evaluation: is it the best so far?"""
+        self.settle()  # whether the best so far was kept
         self.state.evaluated = update
         if self.best is None:
             return
@@ -107,42 +120,52 @@ class Checkpoints:
         return self.patience is not None and self.state.waited >= self.patience
 
     def save(self, update: int) -> None:
-        """Write the checkpoint after `update` updates, on all processes together."""
+        """Begin to write the checkpoint after `update` updates, on all processes together, as it is now."""
+        self.settle()
         self.state.update = update
-        writing = self.folder / f".{self.path(update).name}.writing"
-        steps: list[Callable[[], None]] = [lambda: self._write(writing)]
-        if self.accelerator.is_main_process:
-            steps = [lambda: _make(writing), *steps, lambda: manifest.publish(writing, self.path(update))]
+        writing, final = self._beside(update), self.path(update)
+        learned, first = self.learned.tensors(), self.accelerator.is_main_process
+        copied: Any = learned
+        if self._snapshot is not None and not self.learned.copied:
+            copied = self._snapshot.take(learned, speaks=first)
+        self._written_best = self.state.best_update, self.state.best_value
+        state = json.dumps(asdict(self.state), indent=1) if first else ""
+        write = partial(self._write, writing, copied or learned, state)
+        if first:
+            self._background.begin(
+                [partial(_make, writing), write, partial(manifest.publish, writing, final), self._rotate]
+            )
         else:
-            steps = [lambda: None, *steps, lambda: None]
-        problem = ""
-        for step in steps:  # each ends in a collective that all processes take part in, also one that has failed
-            watch.beat()
-            try:
-                step()
-            except Exception as error:  # disk full, no permission: torch, safetensors, the system: many kinds
-                problem = f"{type(error).__name__}: {error}"
-            together.wait()
-            if self._anywhere(problem != ""):
-                return self._report_failure(update, writing, problem)
-        self.failed = False
-        self._settled_best = self.state.best_update, self.state.best_value
-        if self.accelerator.is_main_process:
-            self._rotate()
+            self._background.begin([_nothing, write, _nothing, _nothing])
+        if self._snapshot is None or copied is None:
+            self.settle()
 
-    def _report_failure(self, update: int, writing: Path, problem: str) -> None:
+    def settle(self) -> None:
+        """Wait until the checkpoint at hand is written, or has failed, which is said; on all processes together."""
+        if not self._background.busy:
+            return
+        problem = self._background.end()
+        self.failed = problem != ""
+        if self.failed:
+            return self._report_failure(self.state.update, problem)
+        self._settled_best = self._written_best
+
+    def leave(self) -> None:
+        """Give the checkpoint at hand the time that it needs: the process ends."""
+        self._background.leave()
+
+    def _report_failure(self, update: int, problem: str) -> None:
         """Say that a save failed; a best model that could not be kept is no best."""
-        self.failed = True
         if self.is_best(update):
             self.state.best_update, self.state.best_value = self._settled_best
         if self.accelerator.is_main_process:
             free = shutil.disk_usage(self.folder.parent).free / 1e6
-            shutil.rmtree(writing, ignore_errors=True)
+            shutil.rmtree(self._beside(update), ignore_errors=True)
             log.warning(
                 "the checkpoint after update %d could not be written (%s; %.1f MB free on the disk). Training goes on; "
                 "older checkpoints are whole. Free space, or mend the permissions of %s",
                 update,
-                problem or "another process failed",
+                problem,
                 free,
                 self.folder,
             )
@@ -234,15 +257,11 @@ class Checkpoints:
             log.warning("rejected the checkpoint %s: %s. It is kept as %s", folder.name, problem, aside.name)
         return None
 
-    def _write(self, writing: Path) -> None:
-        self.learned.save(writing)
-        if self.accelerator.is_main_process:
-            (writing / STATE).write_text(json.dumps(asdict(self.state), indent=1), encoding="utf-8")
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether `flag` is set on any process. Also makes everyone wait for the slowest."""
-        tensor: Any = torch.tensor([float(flag)], device=self.accelerator.device)
-        return bool(self.accelerator.reduce(tensor, "sum").item() > 0)
+    def _write(self, writing: Path, learned: Mapping[str, Mapping[str, Tensor]], state: str) -> None:
+        for part, tensors in learned.items():
+            shards.save(tensors, writing / part, group=self._background.group)
+        if state:
+            (writing / STATE).write_text(state, encoding="utf-8")
 
     def _rotate(self) -> None:
         """Remove old checkpoints. A failure to do so is no harm."""
@@ -255,3 +274,7 @@ class Checkpoints:
 def _make(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _nothing() -> None:
+    """What other processes do meanwhile."""

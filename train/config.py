@@ -47,6 +47,9 @@ class CheckpointConfig(Section):
         "1 epoch", "Between checkpoints; there is always one at the end. Default of a stream: 10%."
     )
     keep: int = operational(2, "The newest so many stay, and the best.", ge=1)
+    background: bool = operational(
+        True, "Training goes on while one is written, from a copy in the machine's memory. False: it waits."
+    )
     best: str | None = Field(None, description="Keep and export the best by this figure, such as accuracy or loss.")
     best_is: Literal["auto", "highest", "lowest"] = Field("auto", description="auto: lowest for losses and errors.")
     patience: int | None = Field(None, ge=1, description="Stop after so many evaluations without a new best.")

@@ -131,6 +131,35 @@ def keep_memory(size: int) -> None:
         library.mallopt(-1, 2**31 - 1 if size <= SMALL else 2**25)  # M_TRIM_THRESHOLD
 
 
+def free_memory() -> int:
+    """Return the bytes that may still be taken: of the machine, and of the control groups that this process is in.
+
+    A container's or Slurm's limit ends a process that passes it, whatever else the machine has. Files that are cached
+    count as free.
+    """
+    import psutil
+
+    found: list[int] = [psutil.virtual_memory().available]
+    own = Path("/proc/self/cgroup")
+    lines = own.read_text(encoding="ascii").splitlines() if own.exists() else []
+    for line in lines:
+        if line.startswith("0::"):  # version 2, where one tree knows everything
+            inside = Path("/sys/fs/cgroup") / line.removeprefix("0::").lstrip("/")
+            found += [left for group in (inside, *inside.parents) if (left := _left(group)) is not None]
+    return max(0, min(found))
+
+
+def _left(group: Path) -> int | None:
+    """Return what a control group may still take, or None if it may take everything, or does not say."""
+    try:
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        taken = int((group / "memory.current").read_text(encoding="ascii"))
+        about = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else int(limit) - taken + int(about.get("inactive_file", 0))
+
+
 def _choose_kernels() -> None:
     """Take cuDNN's attention out of the choice: it plans anew for each shape, and our batches have many.
 

@@ -26,12 +26,24 @@ class Learned:
     only_what_learns: bool = False
     """Whether parameters that do not learn are kept out of all checkpoints: they are the starting model's."""
 
-    def save(self, folder: Path) -> None:
-        """Write everything to `folder`, each process what it holds."""
-        shards.save(self.strategy.model_tensors(only_what_learns=self.only_what_learns), folder / "model")
-        shards.save(self.strategy.optimizer_tensors(), folder / "optimizer")
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return everything that this process has to write, by part of a checkpoint and name; copied if `copied`."""
+        found = {
+            "model": self.strategy.model_tensors(only_what_learns=self.only_what_learns),
+            "optimizer": self.strategy.optimizer_tensors(),
+        }
+        accelerator = self.strategy.accelerator
+        if not self.strategy.shares_out:
+            world, process = accelerator.num_processes, accelerator.process_index
+            found = {part: shards.dealt(tensors, world, process) for part, tensors in found.items()}
         if self._scaler is not None:
-            shards.save(self._scale(), folder / "scaler")
+            found["scaler"] = self._scale()
+        return found
+
+    @property
+    def copied(self) -> bool:
+        """Whether training does not change what `tensors` returns."""
+        return self.strategy.copies
 
     def load(self, folder: Path) -> None:
         """Read everything back. Raises `ValueError` where `folder` holds another model or optimizer."""

@@ -56,6 +56,7 @@ def fit(
             checkpoints.save(number)
         if over:
             break
+    checkpoints.settle()
     return not stop
 
 

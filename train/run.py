@@ -97,12 +97,8 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
     accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
     if accelerator.is_main_process:
         held.callback(output.begin(config).release)
-    newest = checkpoints.newest()
-    logs.begin(Path(config.output))  # all know that the first process has made the folder a run's
-    if newest is not None:
-        checkpoints.load(newest)
-    checkpoints.check_data(batches.fingerprint, anyway=resume_anyway)
-    checkpoints.check_start(config.model.path, config.model.revision, anyway=resume_anyway)
+    held.callback(checkpoints.leave)
+    _resume(config, checkpoints, batches.fingerprint, anyway=resume_anyway)
     known = config.dump()
     if accelerator.is_main_process:
         known["launch"] = launches.record(Path(config.output), checkpoints.state.update, accelerator.num_processes)
@@ -145,6 +141,16 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
         tracker.finish(complete=complete)
     signals.honoured()
     return 0 if written and not checkpoints.failed else 1
+
+
+def _resume(config: RunConfig, checkpoints: Checkpoints, data: str, *, anyway: bool) -> None:
+    """Go back to the newest checkpoint, if there is one, and see that this is still the run that wrote it."""
+    newest = checkpoints.newest()
+    logs.begin(Path(config.output))  # all know that the first process has made the folder a run's
+    if newest is not None:
+        checkpoints.load(newest)
+    checkpoints.check_data(data, anyway=anyway)
+    checkpoints.check_start(config.model.path, config.model.revision, anyway=anyway)
 
 
 def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Feed, Bounds]:
@@ -234,8 +240,9 @@ def _checkpoints(config: RunConfig, learner: Learner) -> Checkpoints:
     accelerator, folder = learner.accelerator, Path(config.output) / "checkpoints"
     learned = Learned(learner.strategy, only_what_learns=config.adapter is not None)
     return Checkpoints(
-        folder, accelerator, learned, keep=settings.keep, best=best, higher_is_better=higher, patience=settings.patience
-    )
+        folder, accelerator, learned, keep=settings.keep, best=best, higher_is_better=higher,
+        patience=settings.patience, in_background=settings.background,
+    )  # fmt: skip
 
 
 def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, updates: int, journal: Journal) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
+# That one process is alone is known. For good: what is filtered for a time is filtered for all threads.
+warnings.filterwarnings("ignore", "torch.distributed is disabled")
+
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 """What torch.compile and activation checkpointing put into the names of parameters."""
 
@@ -55,18 +58,34 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tenso
     }
 
 
-def save(tensors: Mapping[str, Tensor], folder: Path, *, whole: bool = False) -> None:
+def dealt(tensors: Mapping[str, Tensor], world: int, process: int) -> dict[str, Tensor]:
+    """Of tensors that all processes hold alike, return those that one of them writes: of about as many bytes each."""
+    bytes_of = [0] * world
+    found = {}
+    for name, tensor in sorted(tensors.items(), key=lambda entry: -entry[1].nbytes):
+        least = bytes_of.index(min(bytes_of))
+        bytes_of[least] += tensor.nbytes
+        if least == process:
+            found[name] = tensor
+    return found
+
+
+def save(tensors: Mapping[str, Tensor], folder: Path, *, whole: bool = False, group: Any = None) -> None:
     """Write named tensors to `folder`, each process what it holds; called on all processes, which may hold copies.
 
     With `whole`, the files are joined to one that holds every tensor entire, as others read it, one piece after the
-    other: no process holds more than its own share in memory.
+    other: no process holds more than its own share in memory. The processes agree in `group`; default: that of all.
     """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True, enable_consolidation=whole)
+    from train.shard_writer import Writer
+
+    kind = HuggingFaceStorageWriter if whole else Writer
+    writer = kind(str(folder), save_distributed=True, enable_consolidation=whole)
     with _plain_errors():
-        save(dict(tensors), storage_writer=writer, no_dist=not torch.distributed.is_initialized())
+        alone = not torch.distributed.is_initialized()
+        save(dict(tensors), storage_writer=writer, process_group=group, no_dist=alone)
 
 
 def load(tensors: Mapping[str, Tensor], folder: Path, *, some: bool = False) -> None:
@@ -138,13 +157,11 @@ def _plain_errors() -> Iterator[None]:
     """Raise what went wrong itself, on whatever process, not torch's `BaseException` with all tracebacks in it."""
     from torch.distributed.checkpoint.api import CheckpointException
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # that one process is alone is known
-        try:
-            yield
-        except CheckpointException as error:
-            cause, _ = next(iter(error.failures.values()))
-            raise cause from None
+    try:
+        yield
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        raise cause from None
 
 
 def _learning(optimizer: Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:

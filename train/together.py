@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _HERE, _ALIVE = "lockstep/here", "lockstep/alive"
-_met = 0
 _told = float("-inf")
 
 
@@ -56,32 +55,49 @@ def alive() -> Iterator[None]:
         saying.join()
 
 
+class Line:
+    """Where one thread of each process waits for the others'; `name` is the same on all, and no other line's."""
+
+    def __init__(self, name: str) -> None:
+        self._key = f"{_HERE}/{name}"
+        self._met = 0
+
+    def wait(self) -> None:
+        """Wait until all processes are here, for as long as any that is not gives signs of life; all call it equally
+        often.
+
+        Not a collective, which would fail after the process group's timeout however much is yet to be read or
+        downloaded. Raises `TimeoutError` after `watch.patience` seconds without a sign: whoever is missing has died, or
+        is cut off.
+        """
+        shared = signals.store()
+        if shared is None:
+            return
+        import torch
+
+        self._met += 1
+        shared.add(self._key, 1)
+        seen, since, pause = -1, time.monotonic(), 0.001
+        while shared.add(self._key, 0) < self._met * torch.distributed.get_world_size():
+            watch.goes_on()  # this process does, and says itself if it waits in vain
+            if (told := shared.add(_ALIVE, 0)) != seen:
+                seen, since = told, time.monotonic()
+            elif time.monotonic() - since > watch.patience():
+                raise TimeoutError(
+                    f"another process has given no sign of life for {watch.patience():g} seconds: it has died, or its "
+                    "machine is cut off. Look at what it said last, and start the same command again. "
+                    "(distributed.timeout)"
+                )
+            time.sleep(pause)
+            pause = min(0.05, pause * 2)
+
+
+_main = Line("main")
+
+
 def wait() -> None:
-    """Wait until all processes are here, for as long as any that is not gives signs of life; all call it equally often.
-
-    Not a collective, which would fail after the process group's timeout however much is yet to be read or downloaded.
-    Raises `TimeoutError` after `watch.patience` seconds without a sign: whoever is missing has died, or is cut off.
-    """
-    global _met
-    shared = signals.store()
-    if shared is None:
-        return
-    import torch
-
-    _met += 1
-    shared.add(_HERE, 1)
-    seen, since, pause = -1, time.monotonic(), 0.001
-    while shared.add(_HERE, 0) < _met * torch.distributed.get_world_size():
-        watch.goes_on()  # this process does, and says itself if it waits in vain
-        if (told := shared.add(_ALIVE, 0)) != seen:
-            seen, since = told, time.monotonic()
-        elif time.monotonic() - since > watch.patience():
-            raise TimeoutError(
-                f"another process has given no sign of life for {watch.patience():g} seconds: it has died, or its "
-                "machine is cut off. Look at what it said last, and start the same command again. (distributed.timeout)"
-            )
-        time.sleep(pause)
-        pause = min(0.05, pause * 2)
+    """Wait until the main threads of all processes are here: see `Line.wait`."""
+    _main.wait()
 
 
 def meet(stop: bool) -> None:

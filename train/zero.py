@@ -116,6 +116,7 @@ class Zero:
     """DeepSpeed's engine."""
     optimizer: Any
     shares_out: ClassVar[bool] = True
+    copies: ClassVar[bool] = True
     nothing: Callable[[], Tensor] = field(init=False)
     """A loss of zero."""
 

@@ -133,8 +133,8 @@ def test_a_failed_save_stops_nothing_and_harms_nothing(
 ) -> None:
     real = Checkpoints._write
 
-    def full(self: Checkpoints, writing: Path) -> None:
-        real(self, writing)
+    def full(self: Checkpoints, writing: Path, *what: Any) -> None:
+        real(self, writing, *what)
         if self.state.update in (10, 15):
             (writing / "model" / SHARD).write_bytes(b"half")
             raise OSError(28, "No space left on device")
@@ -275,8 +275,8 @@ def test_a_best_that_could_not_be_saved_is_no_best(
 ) -> None:
     real = Checkpoints._write
 
-    def full(self: Checkpoints, writing: Path) -> None:
-        real(self, writing)
+    def full(self: Checkpoints, writing: Path, *what: Any) -> None:
+        real(self, writing, *what)
         if self.state.update == 12 and self.state.best_update == 12:
             raise OSError(28, "No space left on device")
 
