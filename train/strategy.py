@@ -48,6 +48,10 @@ class Strategy(Protocol):
     def shares_out(self) -> bool:
         """Whether no process holds the whole model, or not as it is trained."""
 
+    @property
+    def copies(self) -> bool:
+        """Whether `model_tensors` and `optimizer_tensors` return copies, which no update changes."""
+
     def settle(self, nothing: Callable[[], Tensor]) -> None:
         """Do what must be done once, before anything is loaded or learned. `nothing` computes a loss of zero."""
 
@@ -101,6 +105,11 @@ class Prepared:
         """See `Strategy`."""
         return any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters())
 
+    @property
+    def copies(self) -> bool:
+        """See `Strategy`."""
+        return False
+
     def settle(self, nothing: Callable[[], Tensor]) -> None:
         """See `Strategy`. FSDP2 has put other parameters in the place of those that the optimizer knew.
 
@@ -125,13 +134,25 @@ class Prepared:
 
     def step(self, loss: Tensor, max_grad_norm: float | None) -> tuple[Tensor, Tensor]:
         """See `Strategy`. One process waits for the device nowhere."""
-        norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), max_grad_norm or torch.inf))
+        norm, divisor = self._clip(max_grad_norm)
         skip = (~(torch.isfinite(norm) & torch.isfinite(loss))).to(torch.float32)
         kernels = self._kernels
-        kernels.grad_scale, kernels.found_inf = None, skip  # fused kernels leave everything as it is where 1
+        kernels.grad_scale, kernels.found_inf = divisor, skip  # fused kernels leave everything as it is where 1
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm, skip
+
+    def _clip(self, max_grad_norm: float | None) -> tuple[Tensor, Tensor | None]:
+        """Return the norm of the gradients, and by what fused kernels have yet to divide them.
+
+        So they pass through memory once less: of MiniLM's update on SST-2 on two cores, 2 %. The kernels take what to
+        divide by in fp32 alone, and in fp16 it is the scale of the loss.
+        """
+        every = list(self.model.parameters())
+        if self.shares_out or self.accelerator.scaler is not None or every[0].dtype != torch.float32:
+            return whole(self.accelerator.clip_grad_norm_(every, max_grad_norm or torch.inf)), None
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in every if parameter.grad is not None])
+        return norm, None if max_grad_norm is None else ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)
 
     def model_tensors(self, *, only_what_learns: bool = False) -> dict[str, Tensor]:
         """See `Strategy`. Nothing is copied."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -75,3 +76,28 @@ def test_whether_processes_hold_copies_is_one_notion(kind: str, whole: bool) -> 
     assert strategy.copies(asked) is whole
     assert evaluation.copies is update.copies is strategy.copies
     assert not hasattr(memory, "is_shared_out")
+
+
+@pytest.mark.parametrize("norm", [0.5, 1e6])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_gradients_are_clipped_as_torch_clips_them(name: Literal["adamw", "sgd"], norm: float) -> None:
+    """In fp32 the kernel scales them on the way; where nothing is to be scaled, to the last bit."""
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(30, 20)
+    theirs = copy.deepcopy(ours)
+    settings = OptimConfig(name=name, lr=0.01, max_grad_norm=norm)
+    spread = strategy.prepare(Accelerator(cpu=True), ours, build_optimizer(ours, settings), "fp32")
+    peer = build_optimizer(theirs, settings)
+    for number in range(3):
+        rows = torch.randn(8, 30, generator=torch.Generator().manual_seed(number))
+        loss = spread.model(rows).square().sum()
+        spread.backward(loss)
+        found, skipped = spread.step(loss.detach(), norm)
+        theirs(rows).square().sum().backward()
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), norm)
+        peer.step()
+        peer.zero_grad()
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6) and skipped.item() == 0
+        assert expected > 0.5
+    tolerance = 0.0 if norm > 1 else 1e-6
+    assert torch.allclose(ours.weight, theirs.weight, rtol=tolerance, atol=tolerance)
