@@ -1,7 +1,7 @@
 """A scheduler of its own: a random process of two is killed with kill -9 at a random moment, and the run started again.
 
 Whatever the moments, every run ends, with the weights and figures of one that was left alone, and loses no more work
-than lies between two checkpoints.
+than lies between a checkpoint and the next but one: the next is written while training goes on.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def campaign(make_config: MakeConfig, folder: Path, kills: int) -> tuple[int, in
 def test_two_kills(make_config: MakeConfig, tmp_path: Path) -> None:
     finished, met, lost = campaign(make_config, tmp_path, 2)
     assert finished >= 1 and met >= 1
-    assert lost <= EVERY
+    assert lost <= 2 * EVERY
 
 
 @pytest.mark.slow
@@ -132,4 +132,4 @@ def test_a_hundred_kills(make_config: MakeConfig, tmp_path: Path) -> None:
     finished, met, lost = campaign(make_config, tmp_path, 100)
     print(f"{finished} runs, {met} of 100 kills after the first update, at most {lost} updates lost")
     assert finished >= 10 and met >= 50
-    assert lost <= EVERY
+    assert lost <= 2 * EVERY
