@@ -93,7 +93,7 @@ def _batches(file: Path, rows: int, overhead: int) -> Any:
 
     encoded = Encoded(Dataset.from_file(str(file)), (rows,), (), 0, "benchmark")
     return Batches(
-        encoded, Order((rows,), (rows,), BATCH, 0), Bounds(tokens=16_384, overhead=overhead), _collate, _count
+        encoded, Order((rows,), (rows,), BATCH, 0), Bounds(tokens=16_384, overhead=overhead), collate, _count
     )
 
 
@@ -102,7 +102,7 @@ def _ours(file: Path, rows: int, overhead: int) -> Iterator[Any]:
         yield batch
 
 
-def _collate(features: Any) -> dict[str, Any]:
+def collate(features: Any) -> dict[str, Any]:
     """As text classification does."""
     import torch
 

@@ -175,11 +175,13 @@ class Batches:
     def padding_efficiency(self, sample: int = 200) -> float:
         """Return real over computed tokens in the first epoch, from at most `sample` batches; reads lengths only."""
         real = computed = 0
-        lengths_only = self.encoded.dataset.select_columns(["length"]).with_format("numpy")
+        size, last = self.order.batch_size, self.order.updates_per_epoch
         sample = max(10, sample // self.world)  # a plan for many processes takes longer
-        numbers = np.linspace(1, self.order.updates_per_epoch, min(sample, self.order.updates_per_epoch))
-        for update in numbers.astype(int):
-            lengths = np.asarray(lengths_only[self.order.examples(int(update))]["length"])
+        chosen = np.linspace(0, last - 1, min(sample, last)).astype(np.int64)
+        ends = np.minimum((chosen + 1) * size, self.order.epoch_size)
+        positions = [np.arange(batch * size, end) for batch, end in zip(chosen.tolist(), ends.tolist(), strict=True)]
+        found = self.encoded.lengths(self.order.at(0, np.concatenate(positions)))  # one walk for all of them
+        for lengths in np.split(found, np.cumsum([len(each) for each in positions])[:-1]):
             for share in plan_batch(lengths, self.bounds, self.world):
                 one, other = padding_efficiency(lengths, share)
                 real, computed = real + one, computed + other

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,14 +20,13 @@ from data import pulse
 from data.cache import Notes, kept
 from data.errors import UserError
 from data.source import Rows, named
-from data.tables import MappedColumns, arrays, table_of
+from data.tables import MappedColumns, arrays, grouped, table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
 CHUNK = 1_000  # rows tokenized at once: enough for a fast tokenizer to use all cores
-GROUP = 20  # chunks written at once: a file opens in 10 us for each time, so 0.5 s for 10^9 rows
 SHOWN = 5  # problems named in one message
 VERSION = 2  # part of the cache key: raise it when what is written changes
 
@@ -81,14 +79,23 @@ class Encoded:
 
     def features(self, ids: NDArray[np.int64]) -> Features:
         """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
-        columns = self._columns.take(ids) if self._columns and len(ids) else arrays(self._tables[ids])
+        columns = self._columns.take(ids) if self._columns.simple and len(ids) else None
+        if columns is None:
+            columns = arrays(self._tables[ids])
         return {**columns, **{name: np.asarray(values[ids]) for name, values in self.beside.items()}}
 
+    def lengths(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the tokens of the examples `ids`, (n,), and read nothing else of them."""
+        columns = self._columns.take(ids, only=("length",)) if self._columns.simple else None
+        found: NDArray[Any] = self.features(ids)["length"] if columns is None else columns["length"]
+        return found
+
     @cached_property
-    def _columns(self) -> MappedColumns | None:
-        """The same where they lie, or None where that is not as simple: a row so takes 1 us, from a table 15."""
-        mapped = MappedColumns(self.dataset.data.table) if self.dataset._indices is None else None
-        return mapped if mapped and mapped.simple else None
+    def _columns(self) -> MappedColumns:
+        """The same where they lie, if that is simple: a row so takes 1 us, from a table 15."""
+        mapped = MappedColumns(self.dataset.data.table)
+        mapped.simple = mapped.simple and self.dataset._indices is None
+        return mapped
 
     @cached_property
     def _tables(self) -> Dataset:
@@ -148,7 +155,8 @@ def encode_sources(
         sizes.append(size)
         skipped += bad
     fingerprint = hashlib.sha256(repr((sizes, digests)).encode()).hexdigest()[:16]
-    return Encoded(concatenate_datasets(parts), tuple(sizes), tuple(skipped), longest, fingerprint)
+    whole = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    return Encoded(whole, tuple(sizes), tuple(skipped), longest, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -189,13 +197,10 @@ def _write(rows: Rows, work: Work, target: Path, start: int) -> Notes:
 
     notes: Notes = {"examples": 0, "skipped": [], "longest": 0}
     digest = hashlib.blake2b(digest_size=16)
-    tables = _encoded(rows, work, start, notes)
+    tables = (_digest(table, digest) for table in _encoded(rows, work, start, notes))
     with pa.OSFile(str(target), "wb") as sink, ExitStack() as stack:
         writer = None
-        while group := list(islice(tables, GROUP)):
-            for table in group:
-                _digest(table, digest)
-            table = pa.concat_tables(group).combine_chunks()
+        for table in grouped(tables):
             writer = writer or stack.enter_context(pa.ipc.new_stream(sink, table.schema))
             writer.write_table(table)
     return {**notes, "digest": digest.hexdigest()}
@@ -245,7 +250,7 @@ def _where(rows: Rows, first: int, place: int) -> str:
     return rows.where(first + place)
 
 
-def _digest(table: pa.Table, digest: hashlib.blake2b) -> None:
+def _digest(table: pa.Table, digest: hashlib.blake2b) -> pa.Table:
     """Take in the names and values of a table, so that the same examples are known again in any folder or machine."""
     for name in table.column_names:
         array = table.column(name).combine_chunks()
@@ -255,6 +260,7 @@ def _digest(table: pa.Table, digest: hashlib.blake2b) -> None:
             array = array.flatten()
         values = array.to_numpy(zero_copy_only=False)
         digest.update(repr(array.to_pylist()).encode() if values.dtype == object else values.tobytes())
+    return table
 
 
 def _usable(

@@ -17,6 +17,7 @@ from typing import Any
 from data import conll, pulse, squad
 from data.cache import kept
 from data.errors import UserError
+from data.tables import grouped
 
 LINE = "__line__"
 """The column that tells where a row stands: "line 12" or, in a json list, "item 12", from 1; SQuAD has its own."""
@@ -52,8 +53,8 @@ def _write(file: Path, target: Path, *, skip_bad: bool) -> list[str]:
         for chunk in _chunks(file, skipped, skip_bad=skip_bad):  # the first pass finds the types of all rows
             schema = pa.unify_schemas([schema, table_of(chunk).schema], promote_options="permissive")
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for chunk in _chunks(file, [], skip_bad=True):
-                writer.write_table(table_of(chunk, schema))
+            for table in grouped(table_of(chunk, schema) for chunk in _chunks(file, [], skip_bad=True)):
+                writer.write_table(table)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise UserError(f"{file}: rows disagree about a column's type: {error}") from error
     except UnicodeDecodeError as error:

@@ -262,9 +262,9 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, update
     journal.say(f"task    {ingredients.task}")
     journal.say(f"model   {config.model.origin}, {parameters}{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
-    padding = f"padding efficiency {batches.padding_efficiency():.3f}"
-    if ingredients.padding_free:
-        padding = "padding is not computed"
+    padding = "padding is not computed"
+    if not ingredients.padding_free:  # to know it, rows from everywhere are looked at
+        padding = f"padding efficiency {batches.padding_efficiency():.3f}"
     if compiled := compilation.describe(ingredients.model):
         journal.say(f"compile {compiled}; texts are written without")
     journal.say(

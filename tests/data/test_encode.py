@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from data import tables
 from data.encode import Encoded, take
 from data.errors import UserError
 from data.source import Rows, named
@@ -54,11 +55,16 @@ def test_features_come_in_the_order_asked_for_across_files(encode: Encode, read:
     assert encoded.dataset.cache_files  # memory-mapped
 
 
-def test_features_over_many_chunks(encode: Encode, read: Read, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "chunks"), [(1, 25), (800_000, 2), (tables.GROUP, 1)])
+def test_features_over_many_chunks(
+    encode: Encode, read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, chunks: int
+) -> None:
+    monkeypatch.setattr(tables, "GROUP", size)
     write(tmp_path / "x.jsonl", *["a" * (1 + number % 9) for number in range(25_000)])
     encoded = encode(read(tmp_path / "x.jsonl"))
-    assert len(encoded.dataset.data.column("row").chunks) == 2  # few, for opening costs time for each
+    assert len(encoded.dataset.data.column("row").chunks) == chunks  # few, for opening costs time for each
     ids = np.random.default_rng(0).integers(0, 25_000, 200)
+    assert encoded.lengths(ids).tolist() == (3 + ids % 9).tolist()
     assert encoded.features(ids)["length"].tolist() == (3 + ids % 9).tolist()
     assert encoded.features(ids)["row"].tolist() == ids.tolist()
 

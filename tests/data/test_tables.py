@@ -12,6 +12,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from data import tables
 from data.encode import Encoded
 from data.tables import MappedColumns, arrays, table_of
 
@@ -53,7 +54,8 @@ def test_rows_are_those_of_the_table(ids: list[int], cut: int) -> None:
     mapped = MappedColumns(whole)
     assert mapped.simple
     for _ in range(2):
-        same(mapped.take(places), arrays(whole.take(places)))
+        same(mapped.take(places) or {}, arrays(whole.take(places)))
+    same(mapped.take(places, only=("row",)) or {}, {"row": arrays(whole.take(places))["row"]})
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,37 @@ def test_rows_are_those_of_the_table(ids: list[int], cut: int) -> None:
     ],
 )
 def test_what_is_not_as_simple_is_left_to_arrow(column: Any) -> None:
-    assert not MappedColumns(pa.table({"input_ids": pa.array([[1], [2], []]), "other": column})).simple
+    whole = pa.table({"input_ids": pa.array([[1], [2], []]), "length": [1, 2, 3], "other": column})
+    mapped, places = MappedColumns(whole), np.array([2, 0])
+    assert not mapped.simple or mapped.take(places) is None
+    assert not mapped.simple
+    encoded = Encoded(Dataset(whole), (3,), (), 0, "")
+    for _ in range(2):
+        assert encoded.features(places)["other"][0] == arrays(whole.take(places))["other"][0]
+        assert encoded.lengths(places).tolist() == [3, 1]
+
+
+def test_what_is_missing_in_another_chunk_is_found_when_it_is_come_upon() -> None:
+    whole = pa.concat_tables(
+        [pa.table({"length": [1, 2]}), pa.table({"length": [None, 4]}, pa.schema([("length", "int64")]))]
+    )
+    encoded = Encoded(Dataset(whole), (4,), (), 0, "")
+    assert encoded.features(np.array([1]))["length"].tolist() == [2]
+    assert encoded._columns.simple
+    assert encoded.features(np.array([3, 0]))["length"].tolist() == [4, 1]
+    assert not encoded._columns.simple
+
+
+def test_tables_are_put_together_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows in the same order, in chunks of at least so many bytes."""
+    parts = [pa.table({"row": np.arange(start, start + 10)}) for start in range(0, 70, 10)]
+    for size, expected in ((1, [10] * 7), (161, [30, 30, 10]), (10**6, [70])):
+        monkeypatch.setattr(tables, "GROUP", size)
+        found = list(tables.grouped(iter(parts)))
+        assert [len(each) for each in found] == expected
+        assert all(each.column("row").num_chunks == 1 for each in found)
+        assert pa.concat_tables(found).column("row").to_pylist() == [*range(70)]
+    assert list(tables.grouped(iter(()))) == []
 
 
 def test_examples_are_read_both_ways_alike(tmp_path: Path) -> None:
@@ -80,10 +112,10 @@ def test_examples_are_read_both_ways_alike(tmp_path: Path) -> None:
     dataset = Dataset.from_file(str(tmp_path / "a.arrow"))
     ids = np.array([16, 0, 5, 5, 9])
     mapped = Encoded(dataset, (17,), (), 0, "")
-    assert mapped._columns is not None
+    assert mapped._columns.simple
     same(mapped.features(ids), arrays(whole.take(ids)))
     chosen = Encoded(dataset.select([*range(16, -1, -1)]), (17,), (), 0, "")
-    assert chosen._columns is None
+    assert not chosen._columns.simple
     same(chosen.features(16 - ids), arrays(whole.take(ids)))
     part = Encoded(dataset.select(range(3, 14)), (11,), (), 0, "")
     same(part.features(np.array([10, 0, 4])), arrays(whole.take([13, 3, 7])))
