@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,10 +61,10 @@ def memory_for(rows: int, where: str = "forward", rank: int | None = None, from_
         finally:
             self.loss = loss
 
-    def predictions(model: Any, task: Any, encoded: Any, parts: Sequence[Any], *rest: Any) -> Any:
-        if too_large(len(parts[0].rows)):
+    def predictions(model: Any, task: Any, encoded: Any, part: Any, *rest: Any) -> Any:
+        if too_large(len(part.rows)):
             raise torch.OutOfMemoryError("CUDA out of memory (as if)")
-        return predicted(model, task, encoded, parts, *rest)
+        return predicted(model, task, encoded, part, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         if where == "evaluation":

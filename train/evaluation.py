@@ -17,12 +17,16 @@ from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from train import metrics, signals, together, watch
 from train.memory import Fitting
+from train.prefetch import sent
 from train.strategy import copies
 from train.tasks.base import Arrays, Predictor, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
+
+ON_THE_WAY = 2**26
+"""Bytes of predictions that may be on their way from a GPU: their memory is pinned."""
 
 Found = tuple[NDArray[np.int64], Arrays]
 """Ids of examples, (n,), and what was found of them, (n, ...) each."""
@@ -57,7 +61,10 @@ class Evaluator:
         training = self.model.training
         self.model.eval()
         try:
-            shares = [joined([self._found(part) for part in self._parts])]
+            coming = Coming(self.accelerator.device)
+            for part in self._parts:
+                coming.add(self._found(part))
+            shares = [joined(coming.arrived())]
         finally:
             self.model.train(training)
         if self.accelerator.num_processes > 1:
@@ -67,13 +74,13 @@ class Evaluator:
         self.figures, self.judged = figures[0], update
         return self.figures
 
-    def _found(self, part: MicroBatch) -> Found:
+    def _found(self, part: MicroBatch) -> list[Found]:
         """Return what is found of one micro-batch; in several if the memory does not hold it."""
 
         def find(piece: MicroBatch) -> Found:
-            return predictions(self.model, self.task, self.encoded, [piece], self.accelerator.device)
+            return predictions(self.model, self.task, self.encoded, piece, self.accelerator.device)
 
-        found = joined(self._fitting(part, self._lengths, find))
+        found = self._fitting(part, self._lengths, find)
         watch.beat()
         if together.anyone(self.accelerator, signals.stopping()):
             raise signals.Stopped
@@ -126,30 +133,65 @@ def predictions(
     model: nn.Module,
     task: Predictor,
     encoded: Encoded,
-    parts: Sequence[MicroBatch],
+    part: MicroBatch,
     device: torch.device,
     first: int = 0,
 ) -> Found:
-    """Return the ids of the examples in `parts`, fillers left out, and what `task` finds of them, in that order.
+    """Return the ids of the examples in `part` and what `task` finds of them, in that order; of a filler nothing.
 
     `first` is what comes before `encoded` where it is a part of something: example ids, from which all that is random
-    about an example is drawn, count from there. The model is in evaluation mode.
+    about an example is drawn, count from there. The model is in evaluation mode. The arrays may be on their way from
+    the device: see `Coming`.
     """
-    found: list[Found] = []
-    for part in parts:
-        features = {**encoded.features(part.rows), "key": example_keys(part.rows + first, "evaluation")}
-        tensors = send_to_device(task.collate(features), device)
-        with torch.no_grad():
-            predicted = task.predict(model, tensors)
-        if not part.filler:
-            found.append((part.rows, {name: _array(tensor) for name, tensor in predicted.items()}))
-    return joined(found)
+    features = {**encoded.features(part.rows), "key": example_keys(part.rows + first, "evaluation")}
+    given = task.collate(features)
+    tensors = sent(given, device) if device.type == "cuda" else send_to_device(given, device)
+    with torch.no_grad():
+        predicted = task.predict(model, tensors)
+    if part.filler:
+        return np.zeros(0, dtype=np.int64), {}
+    return part.rows, {name: _array(tensor) for name, tensor in predicted.items()}
+
+
+class Coming:
+    """What is found of one micro-batch after the other, on its way from the device.
+
+    A GPU is not waited for after each, so that it has the next to compute while the one before is being fetched; only
+    at the end, and whenever `ON_THE_WAY` bytes are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._here: list[Found] = []
+        self._coming: list[Found] = []
+        self._bytes = 0
+
+    def add(self, found: Sequence[Found]) -> None:
+        """Take what `predictions` has returned."""
+        self._coming += found
+        self._bytes += sum(array.nbytes for _, arrays in found for array in arrays.values())
+        if self._bytes >= ON_THE_WAY:
+            self.arrived()
+
+    def arrived(self) -> list[Found]:
+        """Wait for all that was added, and return it in that order."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        for ids, arrays in self._coming:
+            self._here.append((ids, {name: array.copy() for name, array in arrays.items()}))
+        self._coming, self._bytes = [], 0
+        return self._here
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
-    """Return what a model gave as numpy knows it: half precision, of which it has one kind only, in fp32."""
+    """Return what a model gave as numpy knows it: half precision, of which it has one kind only, in fp32.
+
+    From a GPU of NVIDIA it is copied to pinned memory, and may not be there yet. Other devices are waited for.
+    """
     half = tensor.is_floating_point() and tensor.dtype.itemsize < 4
-    found: NDArray[Any] = (tensor.float() if half else tensor).cpu().numpy()
+    found: NDArray[Any] = (
+        (tensor.float() if half else tensor).to("cpu", non_blocking=tensor.device.type == "cuda").numpy()
+    )
     return found
 
 

@@ -22,7 +22,7 @@ from data.errors import UserError, nearest
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from data.source import Rows, Source, check_columns, open_rows
 from train import files, hardware, notes, overrides, plugins, problems, signals, strategy, tasks, weights
-from train.evaluation import Found, joined, predictions
+from train.evaluation import Coming, Found, joined, predictions
 from train.journal import clock
 from train.memory import Fitting
 from train.model import load_model, place
@@ -222,16 +222,16 @@ def _answers(
     accelerator: Accelerator,
 ) -> str | None:
     """Return the lines of a part; None, if the process was asked to stop on the way."""
-    (bounds, fitting), lengths, found = room, encoded.column("length"), list[Found]()
+    (bounds, fitting), lengths, coming = room, encoded.column("length"), Coming(accelerator.device)
 
     def find(piece: MicroBatch) -> Found:
-        return predictions(model, asked, encoded, [piece], accelerator.device, first)
+        return predictions(model, asked, encoded, piece, accelerator.device, first)
 
     for micro_batch in plan_evaluation(lengths, bounds, 1)[0]:
-        found += fitting(micro_batch, lengths, find)
+        coming.add(fitting(micro_batch, lengths, find))
         if signals.stopping():  # in the middle of a text, perhaps
             return None
-    places, arrays = joined(found)
+    places, arrays = joined(coming.arrived())
     whole = {name: values[np.argsort(places)] for name, values in arrays.items()}
     return files.json_lines(asked.records(whole, encoded))
 

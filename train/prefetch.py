@@ -94,7 +94,7 @@ def _all_sent(batch: Batch, device: torch.device, stream: Any) -> tuple[Batch, A
     for it: the update sends it then, and knows what to do."""
     try:
         with torch.cuda.stream(stream):
-            parts = [replace(part, tensors=_sent(part.tensors, device)) for part in batch.parts]
+            parts = [replace(part, tensors=sent(part.tensors, device)) for part in batch.parts]
             return replace(batch, parts=parts), stream.record_event()
     except RuntimeError as error:
         if not is_lacking(error):
@@ -102,7 +102,8 @@ def _all_sent(batch: Batch, device: torch.device, stream: Any) -> tuple[Batch, A
         return batch, None
 
 
-def _sent(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+def sent(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return tensors on their way to a GPU of NVIDIA, from pinned memory, so that nothing is waited for."""
     sent = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
     if "attention_mask" in sent:
         setattr(sent["attention_mask"], COUNT, int(tensors["attention_mask"].sum()))

@@ -126,6 +126,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "toy-modernbert": {**SMALL, "model_type": "modernbert", "vocab_size": 2048, "num_hidden_layers": 3},
     "toy-llama": {**SMALL, **DECODER, "model_type": "llama", "initializer_range": 0.2, "num_key_value_heads": 1,
                   "head_dim": 16, "max_position_embeddings": 4096},
+    "small-llama": {**DECODER, "model_type": "llama", "hidden_size": 256, "num_hidden_layers": 4,
+                    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 768,
+                    "max_position_embeddings": 4096},
     "toy-qwen": {**SMALL, **DECODER, "model_type": "qwen3", "initializer_range": 0.2, "num_key_value_heads": 1,
                  "head_dim": 32, "max_position_embeddings": 4096},
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 
 from data.errors import UserError
@@ -16,7 +17,7 @@ from tests.conftest import rows
 from tests.distributed import launch
 from tests.worker import carry_out
 from train.checkpoint import Checkpoints
-from train.evaluation import stacked
+from train.evaluation import Coming, Evaluator, joined, stacked
 
 MakeConfig = Callable[..., dict[str, Any]]
 
@@ -102,3 +103,36 @@ def test_predictions_of_different_width_are_filled_up() -> None:
     scores = stacked([np.ones((1, 2, 1)), np.zeros((1, 1, 2))])
     assert scores.shape == (2, 2, 2) and np.isnan(scores).sum() == 4
     assert stacked([np.arange(2), np.arange(3)]).tolist() == [0, 1, 0, 1, 2]
+
+
+def test_the_device_is_waited_for_once(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between micro-batches nobody asks for a value; all predictions are fetched when the last is on its way."""
+    asked, waits, begun = list[str](), list[int](), list[int]()
+    real_arrived, real_found = Coming.arrived, Evaluator._found
+
+    def found(self: Evaluator, part: Any) -> Any:
+        begun.append(1)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("item", "tolist", "cpu"):
+                real = getattr(torch.Tensor, name)
+                patch.setattr(
+                    torch.Tensor, name, lambda *given, name=name, real=real: (asked.append(name), real(*given))[1]
+                )
+            return real_found(self, part)
+
+    def arrived(self: Coming) -> Any:
+        waits.append(len(self._coming))
+        return real_arrived(self)
+
+    monkeypatch.setattr(Evaluator, "_found", found)
+    monkeypatch.setattr(Coming, "arrived", arrived)
+    assert carry_out(make_config(updates=1, evaluate__batch_tokens=60)) == 0
+    assert asked == []
+    assert len(begun) > 3 and waits == [len(begun)]
+    monkeypatch.setattr("train.evaluation.ON_THE_WAY", 1)
+    coming = Coming(torch.device("cpu"))
+    for place in range(3):
+        coming.add([(np.array([place]), {"loss": np.array([place / 2])})])
+    assert waits[1:] == [1, 1, 1]
+    ids, arrays = joined(coming.arrived())
+    assert ids.tolist() == [0, 1, 2] and arrays["loss"].tolist() == [0, 0.5, 1]

@@ -80,9 +80,9 @@ class Filling:
         logits, _ = guesses(model, tensors)
         best = logits.softmax(1).max(1)
         hidden = tensors["labels"] != IGNORED
-        rows = hidden.nonzero(as_tuple=True)[0]
-        column = (hidden.cumsum(1) - 1)[hidden]
-        shape = (len(hidden), int(column.max()) + 1)
+        rows = tensors["places"] // hidden.shape[1]
+        column = (hidden.cumsum(1) - 1).flatten()[tensors["places"]]
+        shape = (len(hidden), int(column.max()) + 1)  # waits for the device
         tokens = best.indices.new_full(shape, IGNORED).index_put((rows, column), best.indices)
         scores = best.values.new_full(shape, float("nan")).index_put((rows, column), best.values)
         return {"tokens": tokens, "scores": scores}
