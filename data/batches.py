@@ -14,6 +14,7 @@ from data.encode import Encoded, Features, take
 from data.errors import UserError
 from data.order import Order, example_keys
 from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch
+from data.windows import grouped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,6 +103,8 @@ class Batches:
     process: int = 0
     smaller: list[tuple[int, Bounds]] = field(default_factory=list)
     """Bounds that hold instead from some update on, in the order in which they were found to be needed."""
+    window: int | None = None
+    """Updates whose examples are sorted by length and dealt to them anew (see `windows`); None: they come as drawn."""
 
     def bounds_of(self, update: int) -> Bounds:
         """Return the bounds of the micro-batches of update number `update`."""
@@ -140,7 +143,8 @@ class Batches:
 
     def __str__(self) -> str:
         """Say how much there is."""
-        return f"{self.order.updates_per_epoch:,} an epoch"
+        sorted_by = "" if self.window is None else f", of similar length within windows of {self.window} updates"
+        return f"{self.order.updates_per_epoch:,} an epoch{sorted_by}"
 
     def examples_until(self, update: int) -> int:
         """Return how many examples the first `update` updates take."""
@@ -148,10 +152,15 @@ class Batches:
 
     def batch(self, update: int) -> Batch:
         """Return the batch of update number `update`, from 1: a function of the number alone."""
-        ids = self.order.examples(update)
+        ids = self._examples(update)
         keys = example_keys(ids, self.order.seed, (update - 1) // self.order.updates_per_epoch)
         features = {**self.encoded.features(ids), "key": keys}
         return replace(self.cut(update, ids, features), places=partial(_places, self.encoded, ids))
+
+    def _examples(self, update: int) -> NDArray[np.int64]:
+        if self.window is None:
+            return self.order.examples(update)
+        return grouped(self.order, update, self.window, self.encoded.lengths)
 
     def cut(self, update: int, ids: NDArray[np.int64], features: Features) -> Batch:
         """Return the batch of these examples, whose features all processes know, cut for this one as `update` is."""
@@ -175,17 +184,27 @@ class Batches:
     def padding_efficiency(self, sample: int = 200) -> float:
         """Return real over computed tokens in the first epoch, from at most `sample` batches; reads lengths only."""
         real = computed = 0
-        size, last = self.order.batch_size, self.order.updates_per_epoch
-        sample = max(10, sample // self.world)  # a plan for many processes takes longer
-        chosen = np.linspace(0, last - 1, min(sample, last)).astype(np.int64)
-        ends = np.minimum((chosen + 1) * size, self.order.epoch_size)
-        positions = [np.arange(batch * size, end) for batch, end in zip(chosen.tolist(), ends.tolist(), strict=True)]
-        found = self.encoded.lengths(self.order.at(0, np.concatenate(positions)))  # one walk for all of them
-        for lengths in np.split(found, np.cumsum([len(each) for each in positions])[:-1]):
+        batches = self._sampled(max(10, sample // self.world))  # a plan for many processes takes longer
+        found = self.encoded.lengths(np.concatenate(batches))
+        for lengths in np.split(found, np.cumsum([len(ids) for ids in batches])[:-1]):
             for share in plan_batch(lengths, self.bounds, self.world):
                 one, other = padding_efficiency(lengths, share)
                 real, computed = real + one, computed + other
         return real / computed
+
+    def _sampled(self, sample: int) -> list[NDArray[np.int64]]:
+        """Return the examples of about `sample` updates, spread over the first epoch."""
+        size, last = self.order.batch_size, self.order.updates_per_epoch
+        if self.window is not None:  # each whole: it is made once
+            windows = -(-last // self.window)
+            chosen = np.linspace(0, windows - 1, min(max(1, sample // self.window), windows)).astype(int).tolist()
+            first = [number * self.window + 1 for number in chosen]
+            return [self._examples(it) for each in first for it in range(each, min(each + self.window, last + 1))]
+        places = np.linspace(0, last - 1, min(sample, last)).astype(np.int64)
+        ends = np.minimum((places + 1) * size, self.order.epoch_size)
+        positions = [np.arange(batch * size, end) for batch, end in zip(places.tolist(), ends.tolist(), strict=True)]
+        found = self.order.at(0, np.concatenate(positions))  # one walk for all of them
+        return np.split(found, np.cumsum([len(each) for each in positions])[:-1])
 
 
 def _places(encoded: Encoded, ids: NDArray[np.int64]) -> Places:

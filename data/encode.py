@@ -86,7 +86,7 @@ class Encoded:
 
     def lengths(self, ids: NDArray[np.int64]) -> NDArray[Any]:
         """Return the tokens of the examples `ids`, (n,), and read nothing else of them."""
-        columns = self._columns.take(ids, only=("length",)) if self._columns.simple else None
+        columns = self._columns.take(ids, only=("length",)) if self._columns.simple and len(ids) else None
         found: NDArray[Any] = self.features(ids)["length"] if columns is None else columns["length"]
         return found
 

@@ -68,6 +68,12 @@ class DataConfig(Section):
     shuffle_buffer: int = Field(
         1000, ge=1, description="Streaming: so many rows of a shard are read, encoded and shuffled at once."
     )
+    grouping: Literal["none", "window"] = Field(
+        "none",
+        description="window: what a window of updates takes is sorted by length and dealt to them anew, so that the "
+        "examples of a batch are of similar length. An epoch takes the same examples, in other company.",
+    )
+    window: int = Field(16, ge=2, description="Grouping: so many updates are a window.")
     on_bad_row: Literal["error", "skip"] = Field("error", description="What to do with rows that cannot be used.")
     cache: str | None = operational(None, "Folder of encoded data; default: beside the cache of `datasets`.")
 

@@ -17,6 +17,7 @@ LAYERS: dict[str, float] = {
     "data.errors": -6,
     "data.section": -6,
     "data.order": -5,
+    "data.windows": -4.5,
     "data.plan": -5,
     "data.collate": -5,
     "data.packing": -5,

@@ -41,9 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     color = options.color == "always" or (options.color == "auto" and sys.stdout.isatty())
     try:
         settings = config.read(options.config, options.overrides)
-        from train import ingredients  # the slow imports
+        from train import ingredients, run  # the slow imports
 
-        for line in _report(ingredients.read(settings), settings.seed, options.n, color=color):
+        found = ingredients.read(settings)
+        batches, _ = run.plan_batches(settings, found)
+        plan = run.describe(settings, found, batches)
+        for line in _report(found, plan, settings.seed, options.n, color=color):
             print(line)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -59,7 +62,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterator[str]:
+def _report(found: Ingredients, plan: str, seed: int, shown: int, *, color: bool) -> Iterator[str]:
+    """Yield what is to be told; `plan` says what a batch of the training rows holds."""
     yield f"task    {found.task}"
     digests: dict[str, NDArray[np.uint64]] = {}
     for role, encoded in found.splits.items():
@@ -68,6 +72,8 @@ def _report(found: Ingredients, seed: int, shown: int, *, color: bool) -> Iterat
             key = (seed, 0) if role == "train" else ("evaluation",)  # what is random about it, as training has it
             yield from _example(found, encoded, place, key, color=color)
         yield from _lengths(encoded, found.max_length)
+        if role == "train":
+            yield f"batches of {plan}"
         yield from _balance(found.task.balance(encoded))
         digests[role] = inputs = _digests(encoded, found.task)
         copies = len(inputs) - len(np.unique(inputs))

@@ -174,10 +174,19 @@ def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Feed, Bou
         ingredients.task.count,
         accelerator.num_processes,
         accelerator.process_index,
+        window=config.data.window if config.data.grouping == "window" else None,
     )
     if ingredients.streams:
         return stream_batches(ingredients.streams, config.data, config.batch_size, batches), bounds
     return batches, bounds
+
+
+def describe(config: RunConfig, ingredients: Ingredients, batches: Feed) -> str:
+    """Say what a batch holds, how many there are, and how much padding is computed with them."""
+    padding = "padding is not computed"
+    if not ingredients.padding_free:  # to know it, rows from everywhere are looked at
+        padding = f"padding efficiency {batches.padding_efficiency():.3f}"
+    return f"{config.batch_size} examples, {batches}; {padding}"
 
 
 def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates: int) -> Learner:
@@ -262,9 +271,6 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, update
     journal.say(f"task    {ingredients.task}")
     journal.say(f"model   {config.model.origin}, {parameters}{new}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
-    padding = "padding is not computed"
-    if not ingredients.padding_free:  # to know it, rows from everywhere are looked at
-        padding = f"padding efficiency {batches.padding_efficiency():.3f}"
     if compiled := compilation.describe(ingredients.model):
         journal.say(f"compile {compiled}; texts are written without")
     journal.say(
@@ -275,6 +281,6 @@ def _announce(config: RunConfig, ingredients: Ingredients, batches: Feed, update
             journal.say(f"        {len(encoded.skipped):,} rows of {role} skipped, the first: {encoded.skipped[0]}")
             if journal.speaks:
                 files.write(Path(config.output) / f"skipped_rows_{role}.txt", "\n".join(encoded.skipped) + "\n")
-    journal.say(f"plan    {updates:,} updates of {config.batch_size} examples, {batches}; {padding}")
+    journal.say(f"plan    {updates:,} updates of {describe(config, ingredients, batches)}")
     if journal.first:
         journal.say(f"resume  after update {journal.first}")

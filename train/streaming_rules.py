@@ -45,6 +45,11 @@ def between_streaming(content: Mapping[str, Any]) -> list[str]:
             "data.train: how many rows each source of a stream has is not known, so give every one a weight, or put "
             "all files into one source with a glob"
         )
+    if _get(content, "data", "grouping") == "window":
+        problems.append(
+            "data.grouping: window sorts the rows of many updates by their lengths before the first of these, and "
+            "data.streaming reads the rows of one update after those of another; leave one of them out"
+        )
     if isinstance(_get(content, "model", "tokenizer"), Mapping):
         problems.append(
             "model.tokenizer.train reads all training rows, and data.streaming none before training: make the "

@@ -17,6 +17,7 @@ from data.encode import Encoded, Features
 from data.order import Order, shares
 from data.plan import Bounds
 from data.source import Rows
+from data.windows import grouped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,12 +46,19 @@ def build(encoded: Encoded, batch_size: int = 16, **settings: Any) -> Batches:
     return Batches(encoded, order, settings.pop("bounds", Bounds(tokens=60, overhead=5)), collate, count, **settings)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
+WINDOWS = pytest.mark.parametrize("window", [None, 2])
+
+
+@WINDOWS
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("update", [1, 4, 5])
-def test_the_parts_of_all_processes_make_up_the_batch(encoded: Encoded, world: int, update: int) -> None:
-    whole = build(encoded).order.examples(update)
+def test_the_parts_of_all_processes_make_up_the_batch(
+    encoded: Encoded, world: int, update: int, window: int | None
+) -> None:
+    order = build(encoded).order
+    whole = grouped(order, update, window, encoded.lengths) if window else order.examples(update)
     found = []
-    batches = [build(encoded, world=world, process=process).batch(update) for process in range(world)]
+    batches = [build(encoded, world=world, process=process, window=window).batch(update) for process in range(world)]
     assert len({len(batch.parts) for batch in batches}) == 1
     for batch in batches:
         assert np.array_equal(batch.examples, whole)
@@ -66,13 +74,17 @@ def test_the_parts_of_all_processes_make_up_the_batch(encoded: Encoded, world: i
     assert sorted(found) == sorted(whole.tolist())
 
 
-def test_the_last_batch_of_an_epoch_is_the_rest(encoded: Encoded) -> None:
-    batches = build(encoded)
-    assert [len(batch.examples) for _, batch in batches.between(0, 8)] == [16, 16, 16, 2] * 2
+@WINDOWS
+def test_the_last_batch_of_an_epoch_is_the_rest(encoded: Encoded, window: int | None) -> None:
+    batches = build(encoded, window=window)
+    sizes = [len(batch.examples) for _, batch in batches.between(0, 8)]
+    assert sizes == [16, 16, 16, 2] * 2
+    assert [batches.examples_until(update) for update in range(9)] == np.cumsum([0, *sizes]).tolist()
 
 
-def test_a_batch_is_a_function_of_its_number(encoded: Encoded) -> None:
-    batches = build(encoded)
+@WINDOWS
+def test_a_batch_is_a_function_of_its_number(encoded: Encoded, window: int | None) -> None:
+    batches = build(encoded, window=window)
     all_of_them = dict(batches.between(0, 6))
     assert list(all_of_them) == [1, 2, 3, 4, 5, 6]
     for number, batch in batches.between(3, 6):
@@ -89,16 +101,27 @@ def test_the_cut_does_not_change_the_examples(encoded: Encoded) -> None:
     assert max(len(part.examples) for part in build(encoded, bounds=Bounds(rows=3)).batch(2).parts) <= 3
 
 
+@WINDOWS
 @pytest.mark.parametrize("world", [1, 2])
-def test_padding_efficiency_is_that_of_the_batches(encoded: Encoded, world: int) -> None:
+def test_padding_efficiency_is_that_of_the_batches(encoded: Encoded, world: int, window: int | None) -> None:
     real = computed = 0
     for process in range(world):
-        batches = build(encoded, world=world, process=process)
+        batches = build(encoded, world=world, process=process, window=window)
         epoch = [batch for _, batch in batches.between(0, batches.order.updates_per_epoch)]
         real = sum(batch.tokens for batch in epoch)
         computed += sum(batch.computed for batch in epoch)
-    assert build(encoded, world=world).padding_efficiency() == pytest.approx(real / computed)
-    assert 0.5 < build(encoded, world=world).padding_efficiency(sample=2) <= 1
+    estimated = build(encoded, world=world, window=window)
+    assert estimated.padding_efficiency() == pytest.approx(real / computed)
+    assert 0.5 < estimated.padding_efficiency(sample=2) <= 1
+
+
+def test_windows_bring_examples_of_similar_length_together(encoded: Encoded) -> None:
+    plain, windows = (build(encoded, batch_size=8, bounds=Bounds(overhead=1000), window=window) for window in (None, 6))
+    spread = [sum(np.ptp(batch.lengths) for _, batch in batches.between(0, 6)) for batches in (plain, windows)]
+    assert spread[1] < 0.4 * spread[0]
+    assert windows.padding_efficiency() > plain.padding_efficiency() + 0.2
+    assert str(plain) == "7 an epoch"
+    assert str(windows) == "7 an epoch, of similar length within windows of 6 updates"
 
 
 def test_pad_and_mask() -> None:

@@ -117,6 +117,9 @@ def test_examples_are_read_both_ways_alike(tmp_path: Path) -> None:
     chosen = Encoded(dataset.select([*range(16, -1, -1)]), (17,), (), 0, "")
     assert not chosen._columns.simple
     same(chosen.features(16 - ids), arrays(whole.take(ids)))
+    for found in (mapped.lengths(ids), chosen.lengths(16 - ids)):
+        assert found.tolist() == whole.column("length").take(ids).to_pylist()
+    assert mapped.lengths(ids[:0]).tolist() == chosen.lengths(ids[:0]).tolist() == []
     part = Encoded(dataset.select(range(3, 14)), (11,), (), 0, "")
     same(part.features(np.array([10, 0, 4])), arrays(whole.take([13, 3, 7])))
     same(mapped.features(ids[:0]), arrays(whole.take(ids[:0])))

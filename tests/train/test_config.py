@@ -325,6 +325,7 @@ def test_changes_name_the_keys_that_matter(file: str) -> None:
         ("tracking.mode=offline", "tracking.mode"),
         ("tracking={trackers: [tensorboard], tags: [a]}", "tracking.tags"),
         ("tracking.timeout=3", "tracking.timeout"),
+        ("data.window=8", "data.window"),
         ("checkpoint.best_is=lowest", "checkpoint.best_is"),
         ("model={path: 'package:x/y', revision: z}", "model.revision"),
         ("model={path: 'package:x/y', tokenizer: 'package:x/z', revision: z}", "model.revision"),
