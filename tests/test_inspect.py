@@ -39,6 +39,7 @@ def test_examples_lengths_balance_copies_and_overlap(
     assert "lengths 4 examples, 19 tokens, 4.8 on average" in lines
     assert "        1 reach max_length 8: cut, packed full, or just as long" in lines
     assert "label           3 (75.0%)  yes" in lines and "label           1 (25.0%)  no" in lines
+    assert "batches of 32 examples, 1 an epoch; padding is not computed" in lines
     assert "copies  1 texts are equal to an earlier one (25.0%)" in lines  # the tokenizer sees no blanks
     overlap = "overlap 1 texts of validation are in train too (50.0%): figures on them flatter the model"
     assert lines[-1] == overlap
@@ -49,7 +50,7 @@ def test_packed_documents_are_compared_one_by_one(
     make_config: MakeConfig, tiny_decoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever rows they are packed in."""
-    config = make_config(task={"name": "causal_lm"}, data__max_length=8)
+    config = make_config(task={"name": "causal_lm"}, data__max_length=8, data__grouping="window")
     config["model"] = {"path": tiny_decoder}
     texts = ["w1 w2", "w3 w4 w5", "w6 w7 w8 w9", "w1 w2", "w10 w11 w12"]
     for role, values in (("train", texts), ("validation", [*reversed(texts[:3]), "w20 w21"])):
@@ -57,6 +58,8 @@ def test_packed_documents_are_compared_one_by_one(
     lines = inspect(config, tmp_path, capsys)
     assert "copies  1 texts are equal to an earlier one (20.0%)" in lines
     assert lines[-1].startswith("overlap 3 texts of validation are in train too (75.0%)")
+    plan = "batches of 32 examples, 1 an epoch, of similar length within windows of 16 updates; padding efficiency "
+    assert any(line.startswith(plan) for line in lines)
 
 
 def test_validation_is_shown_as_evaluation_sees_it(
