@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from data.batches import Batches
-from train import config, ingredients, run
+from train import announcement, config, ingredients, run
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
     found = ingredients.read(settings)
     grouped, _ = run.plan_batches(settings, found)
     assert isinstance(grouped, Batches)
-    print(f"{run.describe(settings, found, replace(grouped, window=None))}; {torch.get_num_threads()} threads")
-    print(run.describe(settings, found, grouped))
+    print(f"{announcement.describe(settings, found, replace(grouped, window=None))}; {torch.get_num_threads()} threads")
+    print(announcement.describe(settings, found, grouped))
     learner = _Learner(found)
     speeds: dict[str, list[tuple[float, float]]] = {"none": [], "window": []}
     kinds = {"none": replace(grouped, window=None), "window": grouped}

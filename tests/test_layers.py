@@ -114,6 +114,7 @@ LAYERS: dict[str, float] = {
     "train.ingredients": 5.5,
     "train.output": 5.5,
     "train.report": 5.5,
+    "train.announcement": 5.75,
     "train.stages": 5.75,
     "train.finish": 5.75,
     "train.preparation": 5.75,

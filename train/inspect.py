@@ -41,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     color = options.color == "always" or (options.color == "auto" and sys.stdout.isatty())
     try:
         settings = config.read(options.config, options.overrides)
-        from train import ingredients, run  # the slow imports
+        from train import announcement, ingredients, run  # the slow imports
 
         found = ingredients.read(settings)
         batches, _ = run.plan_batches(settings, found)
-        plan = run.describe(settings, found, batches)
+        plan = announcement.describe(settings, found, batches)
         for line in _report(found, plan, settings.seed, options.n, color=color):
             print(line)
     except UserError as error:
