@@ -47,6 +47,7 @@ LAYERS: dict[str, float] = {
     "train.plugins": 0,
     "train.manifest": 0,
     "train.durations": 0,
+    "train.garbage": 0,
     "train.compilation": 0.25,
     "train.hardware": 0,
     "train.layers": 0,

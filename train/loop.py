@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from data.batches import Batch
+from train import garbage
 from train.checkpoint import Checkpoints
 from train.journal import Journal
 from train.update import Learner
@@ -20,6 +22,7 @@ class Every:
     save: int
 
 
+@garbage.only_when_told()
 def fit(
     learner: Learner,
     batches: Iterable[tuple[int, Batch]],
@@ -36,6 +39,7 @@ def fit(
     or micro-batch of an evaluation at hand, with a checkpoint; an evaluation that it leaves out is made up for when the
     run goes on. Return whether the run is over, and not only stopped.
     """
+    evaluate = garbage.by_itself()(evaluate)  # which may take long
     done = checkpoints.state.update
     stop = False
     if is_time(every.evaluate, done, done == updates) and checkpoints.state.evaluated < done:
@@ -56,6 +60,8 @@ def fit(
             checkpoints.save(number)
         if over:
             break
+        if is_time(garbage.EVERY, number, last):
+            gc.collect()
     checkpoints.settle()
     return not stop
 
