@@ -89,6 +89,7 @@ LAYERS: dict[str, float] = {
     "train.tasks": 1,
     "train.metrics": 1,
     "train.model": 1,
+    "train.few_bytes": 0.5,
     "train.optim": 1,
     "train.shard_writer": 0.5,
     "train.background": 0.5,

@@ -25,7 +25,7 @@ from train import metrics, overrides, plugins, streaming_rules, tasks
 from train.adapter_config import AdapterConfig, between_adapter, between_task
 from train.durations import Interval, Seconds
 from train.model_config import ModelConfig, between
-from train.optim import OptimConfig
+from train.optim import OptimConfig, between_optim
 from train.problems import explain, truths
 from train.tasks.base import TaskConfig
 from train.tracking import TrackingConfig
@@ -234,6 +234,7 @@ def _between(content: Mapping[str, Any]) -> list[str]:
     if given("micro_batch_size") and given("micro_batch_tokens"):
         problems.append("micro_batch_size, micro_batch_tokens: give one of them")
     problems += [*between(given("model")), *between_adapter(content), *streaming_rules.between_streaming(content)]
+    problems += between_optim(given("optim"), given("adapter"))
     best, sources = given("checkpoint", "best"), given("data", "train")
     if given("checkpoint", "patience") and not best:
         problems.append("checkpoint.patience needs checkpoint.best: the figure that should get better")

@@ -61,8 +61,8 @@ def read(config: RunConfig) -> Ingredients:
     disable_progress_bars()
     accelerator, precision = hardware.build_accelerator(config.precision, config.distributed.timeout)
     merges = config.adapter is not None and config.adapter.merge
-    unfreezes = config.optim.unfreeze is not None
-    strategy.check(accelerator, merges=merges, unfreezes=unfreezes, compiles=config.compile)
+    unfreezes, few_bytes = config.optim.unfreeze is not None, config.optim.few_bytes
+    strategy.check(accelerator, merges=merges, unfreezes=unfreezes, compiles=config.compile, few_bytes=few_bytes)
     token = config.hub_token.get_secret_value() if config.hub_token else None
     cache = cache_folder(config)
     rows, streamed = _open(config, cache, token)

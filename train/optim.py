@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,16 @@ class OptimConfig(Section):
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="adamw.")
     eps: float = Field(1e-8, gt=0, allow_inf_nan=False, description="adamw.")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd.")
+    states: Literal["fp32", "bf16", "8bit"] = Field(
+        "fp32",
+        description="adamw: what it remembers of each weight takes 8 bytes, 4 or 2, rounded at random (exact on "
+        "average; biases and norms stay fp32). Of copies only: one process or ddp.",
+    )
+    parameters: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="adamw, with precision bf16: a weight and its gradient take 4 bytes instead of 8, rounded at "
+        "random. Learns a little differently; not for adapters. Of copies only.",
+    )
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are scaled down to this norm; null: never.")
     max_nonfinite: int = Field(5, ge=1, description="Stop after so many updates in a row with a non-finite gradient.")
 
@@ -61,9 +71,29 @@ class OptimConfig(Section):
         """Whether it matters which layer a parameter is of."""
         return self.layer_decay < 1 or self.unfreeze is not None
 
+    @property
+    def few_bytes(self) -> bool:
+        """Whether anything is kept in less than fp32."""
+        return (self.states, self.parameters) != ("fp32", "fp32")
 
-def build_optimizer(model: nn.Module, settings: OptimConfig, depths: Mapping[str, int] | None = None) -> Optimizer:
-    """Return the optimizer over the trainable parameters, weights apart from biases and norms.
+
+def between_optim(optim: Any, adapter: Any) -> list[str]:
+    """Return what is wrong between keys of the section `optim`, which is not checked yet, and `adapter`."""
+    given = optim if isinstance(optim, Mapping) else {}
+    problems = [
+        f"optim.{key}: {given[key]} needs optim.name: adamw"
+        for key in ("states", "parameters")
+        if given.get(key) not in (None, "fp32") and given.get("name") == "sgd"
+    ]
+    if given.get("parameters") == "bf16" and adapter is not None:
+        problems.append("optim.parameters: bf16 and adapter: what an adapter learns is small; leave one of them out")
+    return problems
+
+
+def build_optimizer(
+    model: nn.Module, settings: OptimConfig, depths: Mapping[str, int] | None = None, seed: int = 0
+) -> Optimizer:
+    """Return the optimizer over the trainable parameters, weights apart from biases and norms. seed: of its rounding.
 
     `depths` (see `layers.depths`; {} is all 0) says how far below the head each named parameter is. Parameters of one
     depth are one group, or two, with that `depth` among its keys.
@@ -85,6 +115,10 @@ def build_optimizer(model: nn.Module, settings: OptimConfig, depths: Mapping[str
         for parameter in trainable if settings.momentum else ():  # else the kernel takes memory as it finds it
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
+    if settings.few_bytes:
+        from train import few_bytes
+
+        return few_bytes.AdamW(groups, settings.states, seed, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 

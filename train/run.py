@@ -18,6 +18,7 @@ from data.plan import Bounds
 from train import (
     adapter,
     compilation,
+    few_bytes,
     launches,
     logs,
     metrics,
@@ -189,7 +190,9 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
     if settings.by_layer:
         new = adapter.renamed(ingredients.model, ingredients.new_parameters)
         found = depths(ingredients.model, first_loss(ingredients, batches), new)
-    built = build_optimizer(ingredients.model, settings, found)
+    if settings.few_bytes:
+        few_bytes.settle(ingredients.model, settings.parameters, ingredients.precision)
+    built = build_optimizer(ingredients.model, settings, found, config.seed)
     scale = scales(settings, built, unfreeze, updates)
     if strategy.copies(accelerator):
         missing = len(unused(ingredients.model, first_loss(ingredients, batches)))

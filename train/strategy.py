@@ -172,12 +172,24 @@ class Prepared:
         return getattr(self.optimizer, "optimizer", self.optimizer)  # inside Accelerate's wrapper
 
 
-def check(accelerator: Accelerator, *, merges: bool = False, unfreezes: bool = False, compiles: bool = False) -> None:
+def check(
+    accelerator: Accelerator,
+    *,
+    merges: bool = False,
+    unfreezes: bool = False,
+    compiles: bool = False,
+    few_bytes: bool = False,
+) -> None:
     """Refuse a strategy that was asked of `accelerate` and that it would pass over in silence, or that cannot be.
 
     `merges`: whether an adapter is to be merged into the model at the end; `unfreezes`: whether layers are to learn
-    one after the other; `compiles`: whether they are to be compiled.
+    one after the other; `compiles`: whether they are to be compiled; `few_bytes`: whether the optimizer is to keep
+    anything in less than fp32.
     """
+    if few_bytes and (accelerator.is_fsdp2 or accelerator.distributed_type.value == "DEEPSPEED"):
+        raise UserError(
+            "optim.states, optim.parameters: what is shared out stays fp32; leave them out, or use ddp.yaml"
+        )
     if merges and (accelerator.is_fsdp2 or accelerator.distributed_type.value == "DEEPSPEED"):
         raise UserError(
             "adapter.merge: weights that are shared out cannot be merged; leave it out. A run that starts from the "

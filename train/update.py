@@ -148,7 +148,7 @@ class Learner:
         """
         rate = self.rate(number)
         for group, scale in zip(self.strategy.optimizer.param_groups, self.scales(number), strict=True):
-            group["lr"] = rate * scale
+            group["lr"], group["update"] = rate * scale, number
             for parameter in () if scale else group["params"]:
                 parameter.grad = None
 

@@ -1,0 +1,185 @@
+"""AdamW with its states, and the weights themselves, in fewer bytes than fp32's four.
+
+What an update changes by less than a number can tell would be lost if it were rounded to the nearest: of bf16 weights
+almost every change, of averages that fade by 0.001 an update each. So it is rounded at random, up as often as it is
+near: exact on average. The draws depend on (seed, update) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch.optim import adamw
+
+from data.errors import UserError
+from data.order import derive
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+AT_ONCE = 2**24
+"""Numbers that are fp32 at a time; a multiple of BLOCK."""
+
+BLOCK = 256
+"""Numbers in 8 bits that share a scale."""
+
+BF16, FP8 = 16, 20
+"""Bits of fp32 that these do not have; the last ones."""
+
+AVERAGES = ("exp_avg", "exp_avg_sq")
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW, computed by its kernel in fp32; weights of two dimensions or more are kept as they are given,
+    fp32 or bf16, and their averages in bf16 or 8 bits. All of biases and norms is fp32.
+
+    8 bits: fp8 (e4m3) times a power of two for every 256 numbers; of the mean of squares its root, and never 0, by
+    which the mean of gradients would be divided. `grad_scale` and `found_inf` are those of fused kernels: where there
+    is a 1, nothing changes. Parameters are whole and contiguous, and each group has the number of the `update`.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], states: str, seed: int, **settings: Any) -> None:
+        """states: "fp32", "bf16" or "8bit"."""
+        super().__init__(groups, fused=True, **settings)
+        self.states = states
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Make the update `update`. Waits for the device nowhere."""
+        assert closure is None
+        generators: dict[torch.device, Generator] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if (generator := generators.get(parameter.device)) is None:
+                    generator = generators[parameter.device] = torch.Generator(parameter.device)
+                    generator.manual_seed(derive(self.seed, "rounding", group["update"]))
+                self._learn(parameter, group, generator)
+
+    def _learn(self, parameter: Tensor, group: dict[str, Any], generator: Generator) -> None:
+        state = self.state[parameter]
+        if not state:
+            self._begin(parameter, state)
+        step, size = state["step"], parameter.numel()
+        for start in range(0, size, AT_ONCE):
+            part = slice(start, min(size, start + AT_ONCE))
+            weight, grad = parameter.view(-1)[part], cast("Tensor", parameter.grad).reshape(-1)[part]
+            kept = {key: _part(value, part, size) for key, value in state.items() if key != "step"}
+            averages = [_widened(kept, key) for key in AVERAGES]
+            wide = weight.float()
+            self._compute(wide, grad.float(), averages, step.clone(), group)
+            if weight.dtype is torch.bfloat16:
+                weight.copy_(to_bf16(wide, generator))
+            for key, value in zip(AVERAGES, averages, strict=True):
+                self._keep(kept, key, value, generator)
+        found = getattr(self, "found_inf", None)
+        step.add_(1 if found is None else 1 - found)
+
+    def _begin(self, parameter: Tensor, state: dict[str, Tensor]) -> None:
+        """Remember zeros."""
+        states = self.states if parameter.ndim > 1 else "fp32"
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}[states]
+        state["step"] = torch.zeros((), device=parameter.device)
+        for key in AVERAGES:
+            state[key] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
+            if states == "8bit":
+                state[f"{key}_scale"] = torch.ones(-(-parameter.numel() // BLOCK), device=parameter.device)
+
+    def _compute(
+        self, weight: Tensor, grad: Tensor, averages: list[Tensor], step: Tensor, group: dict[str, Any]
+    ) -> None:
+        """Change all of them, in fp32, unless `found_inf`."""
+        beta1, beta2 = group["betas"]
+        adamw.adamw(
+            [weight], [grad], [averages[0]], [averages[1]], [], [step], fused=True,
+            grad_scale=getattr(self, "grad_scale", None), found_inf=getattr(self, "found_inf", None),
+            amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"], weight_decay=group["weight_decay"],
+            eps=group["eps"], maximize=False,
+        )  # fmt: skip
+
+    def _keep(self, kept: dict[str, Tensor], key: str, value: Tensor, generator: Generator) -> None:
+        """Round `value` into `kept`. bf16 that has not changed is rounded to itself; the scale of 8 bits may not be."""
+        if kept[key].dtype is torch.bfloat16:
+            kept[key].copy_(to_bf16(value, generator))
+        elif kept[key].dtype is torch.uint8:
+            squares = key == "exp_avg_sq"
+            made = to_8bit(value.sqrt() if squares else value, generator, least=int(squares))
+            found = getattr(self, "found_inf", None)
+            for name, new in zip((key, f"{key}_scale"), made, strict=True):
+                kept[name].copy_(new if found is None else torch.where(found > 0, kept[name], new))
+
+
+def settle(model: nn.Module, parameters: str, precision: str) -> None:
+    """Let a model's weights of two dimensions or more be bf16, if `parameters` are to be; before it is prepared.
+
+    Raises `UserError` for a precision of the run in which that, or averages in fewer bytes, cannot be.
+    """
+    if precision == "fp64":
+        raise UserError("optim.states, optim.parameters: updates in fewer bytes are computed in fp32, not in fp64")
+    if parameters != "bf16":
+        return
+    if precision != "bf16":
+        raise UserError(
+            f"optim.parameters: bf16 needs precision: bf16, and here it is {precision} (auto is bf16 where the "
+            "hardware is fast at it). Set precision=bf16, or leave it out"
+        )
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def to_bf16(values: Tensor, generator: Generator) -> Tensor:
+    """(…) in fp32 → (…) in bf16, the neighbour above or below at random: the mean is what was given."""
+    return _cut(values, BF16, generator).to(torch.bfloat16)
+
+
+def to_8bit(values: Tensor, generator: Generator, least: int = 0) -> tuple[Tensor, Tensor]:
+    """(N,) in fp32 → (N,) in uint8, the bits of e4m3, and (N / BLOCK,) scales, rounded up: powers of two.
+
+    At random as in bf16, but for what is less than 2**-14 of the largest of its block: that to the nearest. least: of
+    the codes, where nothing is negative; 1 is 2**-17 of the largest, or more.
+    """
+    blocks = _blocks(values)
+    largest = blocks.abs().amax(1).clamp_(min=2.0**-100)
+    scales = torch.ldexp(torch.ones_like(largest), largest.frexp().exponent - 8)
+    codes = _cut(blocks / scales[:, None], FP8, generator).to(torch.float8_e4m3fn)  # at most 256 of its 448
+    return codes.view(torch.uint8).view(-1)[: len(values)].clamp_(min=least), scales
+
+
+def from_8bit(codes: Tensor, scales: Tensor) -> Tensor:
+    """Return what `to_8bit` was given, as far as it was kept."""
+    wide = _blocks(codes).view(torch.float8_e4m3fn).float() * scales[:, None]
+    return wide.view(-1)[: len(codes)]
+
+
+def _blocks(values: Tensor) -> Tensor:
+    """(N,) → (N / BLOCK rounded up, BLOCK), filled with zeros."""
+    return torch.nn.functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
+
+
+def _cut(values: Tensor, bits: int, generator: Generator) -> Tensor:
+    """Return fp32 with the last `bits` (16 or more) 0, the next number away from 0 by the part that they make of it."""
+    count = values.numel()
+    drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device)
+    drawn.random_(-(2**63), None, generator=generator)  # all 64 bits: four draws
+    noise = drawn.view(torch.int16)[:count].view(values.shape).to(torch.int32).bitwise_and_(0xFFFF) << (bits - 16)
+    return (values.view(torch.int32) + noise).bitwise_and_(-(1 << bits)).view(torch.float32)
+
+
+def _part(value: Tensor, part: slice, size: int) -> Tensor:
+    """Return the part of something of a parameter of `size` numbers: of the numbers, or of their scales."""
+    if value.numel() == size:
+        return value.view(-1)[part]
+    return value[part.start // BLOCK : -(-part.stop // BLOCK)]
+
+
+def _widened(kept: dict[str, Tensor], key: str) -> Tensor:
+    """Return an average in fp32: itself, if it is kept so."""
+    if kept[key].dtype is not torch.uint8:
+        return kept[key].float()
+    wide = from_8bit(kept[key], kept[f"{key}_scale"])
+    return wide.square() if key == "exp_avg_sq" else wide
