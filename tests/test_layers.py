@@ -51,6 +51,7 @@ LAYERS: dict[str, float] = {
     "train.compilation": 0.25,
     "train.hardware": 0,
     "train.layers": 0,
+    "train.frozen": 0.25,
     "train.dropout": 0,
     "train.row_attention": 0.1,
     "train.padding_free": 0.25,

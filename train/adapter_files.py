@@ -108,6 +108,9 @@ def finished(
     """Return what is to be saved, with its state: the plain model with the adapter merged into it, or the adapter."""
     if not settings.merge:
         return Export(model, base_sha256 or None, settings.quantize), state
+    from train import frozen  # needs torch
+
+    frozen.restore(model)
     whole: Any = model.merge_and_unload()
     return whole, whole.state_dict()
 

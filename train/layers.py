@@ -135,22 +135,23 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if any(True for _ in _tensors(result)):
+        if any(True for _ in tensors(result)):
             now = next(self.clock)
-            for tensor in _tensors((args, kwargs or {})):
+            for tensor in tensors((args, kwargs or {})):
                 if tensor in self.parameters:
                     self.uses[tensor] = (self.uses.get(tensor, (now, now))[0], now)
         return result
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested arguments or results."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        yield from tensors(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors(item)
 
 
 def _uses(model: nn.Module, parameters: Iterable[Tensor], forward: Callable[[], object]) -> dict[Tensor, Span]:

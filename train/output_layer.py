@@ -102,7 +102,8 @@ def _answer(hidden: Tensor, layer: Any, targets: Tensor, *, summed: bool) -> Ten
         if summed and torch.is_grad_enabled():
             found: Any = _Summed
             return found.apply(hidden, layer.weight, layer.bias, targets, dtype)  # type: ignore[no-any-return]
-        chunks = _chunks(hidden, layer.weight, layer.bias, targets, dtype)
+        added = None if layer.bias is None else layer.bias.to(dtype)
+        chunks = _chunks(hidden, layer.weight.to(dtype), added, targets)
         scores = torch.cat([_scores(*each) for each in chunks], dim=1)
         return scores[0].sum() if summed else scores
 
@@ -113,15 +114,12 @@ def _precision(kind: str, otherwise: torch.dtype) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else otherwise
 
 
-def _chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the logits of some targets, in `dtype`, and these targets; all of them one after the other."""
-    size = max(1, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // len(weight))
-    matrix, added = weight.to(dtype), None if bias is None else bias.to(dtype)
+def _chunks(hidden: Tensor, matrix: Tensor, added: Tensor | None, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the logits of some targets, in the precision of the layer, and these targets; all one after the other."""
+    size = max(1, CHUNK.get(hidden.device.type, CHUNK["cuda"]) // len(matrix))
     for start in range(0, max(1, len(targets)), size):
         part = slice(start, start + size)
-        yield functional.linear(hidden[part].to(dtype), matrix, added), targets[part]
+        yield functional.linear(hidden[part].to(matrix.dtype), matrix, added), targets[part]
 
 
 def _scores(logits: Tensor, targets: Tensor) -> Tensor:
@@ -187,7 +185,7 @@ class _Summed(torch.autograd.Function):
         of = [torch.zeros_like(each, dtype=exact) if wanted and each is not None else None
               for each, wanted in ((weight, of_weight), (bias, of_bias))]  # fmt: skip
         losses, done, matrix = [], 0, weight.to(dtype)
-        for logits, target in _chunks(hidden, weight, bias, targets, dtype):
+        for logits, target in _chunks(hidden, matrix, None if bias is None else bias.to(dtype), targets):
             found, slope = losses_and_slopes(logits, target)
             losses.append(found)
             part = slice(done, done + len(target))

@@ -201,6 +201,9 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
         accelerator.ddp_handler.find_unused_parameters = bool(total.item())
     if accelerator.distributed_type.value == "DEEPSPEED":
         zero.check_used(unused(ingredients.model, first_loss(ingredients, batches)))
+    if config.adapter:
+        forward = first_loss(ingredients, batches)
+        frozen.hold(ingredients.model, forward, accelerator, ingredients.precision, merges=config.adapter.merge)
     if config.compile:
         compilation.compile_layers(ingredients.model)
     spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision, settings.max_grad_norm)
