@@ -52,6 +52,7 @@ LAYERS: dict[str, float] = {
     "train.hardware": 0,
     "train.layers": 0,
     "train.frozen": 0.25,
+    "train.recomputation": 0.5,
     "train.dropout": 0,
     "train.row_attention": 0.1,
     "train.padding_free": 0.25,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.batches import Feed
-from train import adapter, compilation, files, frozen, hardware, shards
+from train import adapter, compilation, files, frozen, hardware, recomputation, shards
 from train.config import RunConfig
 from train.ingredients import Ingredients
 from train.journal import Journal
@@ -38,6 +38,8 @@ def announce(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
     if held := frozen.describe(ingredients.model):
         journal.say(f"        {held}")
     journal.say(f"where   {processes}, {hardware.describe(accelerator.device)}, {ingredients.precision}")
+    if decided := recomputation.describe(ingredients.model):
+        journal.say(f"memory  {decided}")
     if compiled := compilation.describe(ingredients.model):
         journal.say(f"compile {compiled}; texts are written without")
     journal.say(

@@ -102,6 +102,12 @@ class RunConfig(Section):
         "compiler and a minute or more at the start. An encoder then computes padding (see padding_free), so that "
         "dropout falls otherwise. On a CPU it has brought nothing; on an H100 a decoder of 1 B was 1.2 times as fast.",
     )
+    activation_checkpointing: Literal["auto"] | bool = operational(
+        "auto",
+        "Keep only what goes into each layer, and compute the layers again in the backward pass: the same losses and "
+        "gradients to the last bit, less memory, slower. auto: on a GPU whose memory would not suffice otherwise, by "
+        "an estimate.",
+    )
     padding_free: bool = operational(
         True,
         "Let an encoder compute real tokens only, where that is tried and gives the same but for rounding and where "

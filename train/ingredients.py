@@ -60,9 +60,7 @@ def read(config: RunConfig) -> Ingredients:
 
     disable_progress_bars()
     accelerator, precision = hardware.build_accelerator(config.precision, config.distributed.timeout)
-    merges = config.adapter is not None and config.adapter.merge
-    unfreezes, few_bytes = config.optim.unfreeze is not None, config.optim.few_bytes
-    strategy.check(accelerator, merges=merges, unfreezes=unfreezes, compiles=config.compile, few_bytes=few_bytes)
+    strategy.check(accelerator, **_asked(config))
     token = config.hub_token.get_secret_value() if config.hub_token else None
     cache = cache_folder(config)
     rows, streamed = _open(config, cache, token)
@@ -114,6 +112,17 @@ def read(config: RunConfig) -> Ingredients:
     if config.adapter:
         model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
     return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length, streams, enabled(model))
+
+
+def _asked(config: RunConfig) -> dict[str, bool]:
+    """Return what not every strategy can."""
+    return {
+        "merges": config.adapter is not None and config.adapter.merge,
+        "unfreezes": config.optim.unfreeze is not None,
+        "compiles": config.compile,
+        "recomputes": config.activation_checkpointing is True,
+        "few_bytes": config.optim.few_bytes,
+    }
 
 
 def _open(config: RunConfig, cache: Path, token: str | None) -> tuple[dict[str, list[list[Rows]]], Streamed | None]:

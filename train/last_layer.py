@@ -65,8 +65,6 @@ class _Narrow:
         """What is put in the place of tokens that nobody reads."""
         self.done = 0
         self._within = False
-        self._first: Tensor | None = None
-        """int64 (rows with tokens,), which of N tokens begin a row; None where all are computed."""
 
     def proved(self, model: Any) -> bool:
         """Whether logits come out as they do from all tokens, when what is not a number is in the place of the rest."""
@@ -120,28 +118,33 @@ class _Narrow:
         self._within = True
 
     def _leave(self, model: nn.Module, given: Any, output: Any) -> None:
-        self._within, self._first = False, None
+        self._within = False
 
     def _find(self, block: nn.Module, given: Any) -> None:
         layout = padding_free.layout() if self._within else None
         if layout is not None:
             rows = layout.places // layout.width
-            self._first = rows.diff(prepend=rows.new_tensor([-1])).nonzero().flatten()
-            self._count = len(rows)
+            layout.noted[self] = rows.diff(prepend=rows.new_tensor([-1])).nonzero().flatten()
+
+    def _first(self) -> tuple[Tensor | None, int]:
+        """Return which of the N tokens begin a row, int64 (rows with tokens,), and N; None where all are computed."""
+        layout = padding_free.layout()
+        return (None, 0) if layout is None else (layout.noted.get(self), len(layout.places))
 
     def _keep(self, module: nn.Module, given: tuple[Any, ...]) -> Any:
-        if self._first is None:
+        first, count = self._first()
+        if first is None:
             return None
         self.done += 1
-        first = self._first
-        return tuple(each.index_select(1, first) if _has(each, self._count) else each for each in given)
+        return tuple(each.index_select(1, first) if _has(each, count) else each for each in given)
 
     def _widen(self, block: nn.Module, given: Any, output: Any) -> Any:
         """(1, rows, d) → (1, N, d)."""
-        if self._first is None:
+        first, count = self._first()
+        if first is None:
             return None
         narrow = output[0] if isinstance(output, tuple) else output
-        whole = narrow.new_full((1, self._count, narrow.shape[2]), self.rest).index_copy(1, self._first, narrow)
+        whole = narrow.new_full((1, count, narrow.shape[2]), self.rest).index_copy(1, first, narrow)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     @contextmanager

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -45,6 +45,11 @@ class Layout:
     """int32 (B + 1,): where each row begins among the real tokens."""
     groups: row_attention.Groups | None
     """Of rows that are attended to at once, on a CPU."""
+    config: Any
+    """Of the model, which asks for this attention."""
+    attention: str
+    noted: dict[Any, Any] = field(default_factory=dict)
+    """What others have found out about the batch."""
 
     def flat(self, tensor: Tensor) -> Tensor:
         """(B or 1, T, …) → (1, N, …)."""
@@ -69,11 +74,27 @@ def layout() -> Layout | None:
     return _layout
 
 
+def remembered() -> AbstractContextManager[None]:
+    """Return a context in which the batch is known that is computed now: where layers are computed again later."""
+    return nullcontext() if _layout is None else _again(_layout)
+
+
+@contextmanager
+def _again(known: Layout) -> Iterator[None]:
+    global _layout
+    before, asked, _layout = _layout, known.config._attn_implementation_internal, known
+    known.config._attn_implementation_internal = known.attention
+    try:
+        yield
+    finally:
+        _layout, known.config._attn_implementation_internal = before, asked
+
+
 def enable(model: PreTrainedModel) -> bool:
     """Let a model that writes no text compute real tokens only, if that is tried and gives the same; return whether.
 
-    Not where layers are computed a second time in the backward pass, which does not know the batch. Called under the
-    autocast in which it will compute.
+    Not where layers are computed a second time in the backward pass by somebody who does not know the batch
+    (`recomputation` does). Called under the autocast in which it will compute.
     """
     base: Any = model.base_model
     blocks = list(stacks(base))
@@ -97,7 +118,11 @@ def _can(model: Any) -> bool:
 
 
 def _twice(model: Any) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return any(
+        getattr(module, "gradient_checkpointing", False)
+        and not hasattr(module._gradient_checkpointing_func, "remembers")
+        for module in model.modules()
+    )
 
 
 def _hook(base: nn.Module, blocks: list[nn.Module]) -> list[Any]:
@@ -133,7 +158,7 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         places = torch.nonzero_static(mask.flatten(), size=count).flatten()
         starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
         groups = row_attention.group(mask) if mask.device.type == "cpu" else None
-        _layout = Layout(len(mask), mask.shape[1], places, starts, groups)
+        _layout = Layout(len(mask), mask.shape[1], places, starts, groups, base.config, _named[base])
         base.config._attn_implementation_internal = _named[base]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
@@ -16,6 +18,7 @@ from data.plan import Bounds
 from train import compilation, signals, watch
 from train.ingredients import Ingredients
 from train.memory import ONE_ROW, is_lacking
+from train.recomputation import Choice, Estimate, Kept, choose, estimate, kept
 from train.strategy import Strategy, copies
 from train.together import meet
 
@@ -50,6 +53,59 @@ def nothing(model: Any, ingredients: Ingredients, batches: Feed) -> Callable[[],
             return ingredients.task.loss(model, tensors) * 0
 
     return forward
+
+
+def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batches: Feed, *, compiled: bool) -> None:
+    """Decide whether layers are computed twice: the same on all processes. See `recomputation.choose`.
+
+    On a GPU two micro-batches, of two rows and of eight, are computed to see what they keep.
+    """
+    accelerator, cuts = ingredients.accelerator, replace(batches.cuts, smaller=[])
+    model = ingredients.model.to(accelerator.device)
+
+    def seen(rows: int) -> Kept:
+        batch = replace(cuts, bounds=Bounds(rows=rows)).batch(1)
+        part = batch.parts[0]
+        tensors = send_to_device(part.tensors, accelerator.device)
+
+        def forward() -> object:
+            with accelerator.autocast():
+                return ingredients.task.loss(model, tensors)
+
+        return Kept(len(part.rows) * int(batch.lengths[part.rows].max()), kept(model, forward))
+
+    def needed() -> Estimate:
+        rows = -(-len(cuts.batch(1).lengths) // accelerator.num_processes)
+        tokens = min(rows, cuts.bounds.rows or rows) * ingredients.max_length
+        tokens = max(ingredients.max_length, min(tokens, cuts.bounds.tokens or tokens))
+        try:
+            fewer, more = seen(2), seen(8)
+        except RuntimeError as error:
+            if not is_lacking(error):
+                raise
+            clear_device_cache(garbage_collection=True)
+            fewer, more = Kept(0, 0.0), Kept(1, math.inf)
+        mine = estimate(model, optimizer, fewer, more, tokens, _shares(accelerator))
+        slope: Any = accelerator.reduce(torch.tensor(mine.per_token, device=accelerator.device), "mean")
+        return replace(mine, per_token=slope.item())
+
+    memory = _memory(accelerator)
+    choose(model, choice, compiled=compiled, memory=memory, needed=needed if memory else None)
+
+
+def _memory(accelerator: Any) -> int:
+    """Return the bytes of a GPU's memory; 0 where layers are never computed twice but on request."""
+    if accelerator.device.type != "cuda" or accelerator.distributed_type.value == "DEEPSPEED":
+        return 0
+    return torch.cuda.get_device_properties(accelerator.device).total_memory
+
+
+def _shares(accelerator: Any) -> int:
+    """Return how many processes hold the model together."""
+    if not accelerator.is_fsdp2:
+        return 1
+    parallel = accelerator.parallelism_config
+    return parallel.dp_shard_size if parallel and parallel.dp_shard_size > 1 else accelerator.num_processes  # type: ignore[no-any-return]
 
 
 def compile_now(spread: Strategy, ingredients: Ingredients, batches: Feed) -> None:

@@ -19,6 +19,7 @@ from train import (
     adapter,
     compilation,
     few_bytes,
+    frozen,
     launches,
     logs,
     metrics,
@@ -44,7 +45,7 @@ from train.memory import Memory
 from train.optim import build_optimizer, rate, scales
 from train.prefetch import prefetch
 from train.preparation import judging, prepared
-from train.rehearsal import compile_now, first_loss, nothing
+from train.rehearsal import compile_now, first_loss, nothing, settle_memory
 from train.signals import Stopped
 from train.streams import stream_batches
 from train.tracking import Tracker
@@ -204,6 +205,7 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
     if config.adapter:
         forward = first_loss(ingredients, batches)
         frozen.hold(ingredients.model, forward, accelerator, ingredients.precision, merges=config.adapter.merge)
+    settle_memory(config.activation_checkpointing, ingredients, built, batches, compiled=config.compile)
     if config.compile:
         compilation.compile_layers(ingredients.model)
     spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision, settings.max_grad_norm)

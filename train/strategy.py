@@ -149,7 +149,7 @@ class Prepared:
         divide by in fp32 alone, and in fp16 it is the scale of the loss.
         """
         every = list(self.model.parameters())
-        if self.shares_out or self.accelerator.scaler is not None or every[0].dtype != torch.float32:
+        if self.shares_out or self.accelerator.scaler is not None or any(each.dtype != torch.float32 for each in every):
             return whole(self.accelerator.clip_grad_norm_(every, max_grad_norm or torch.inf)), None
         norm = nn.utils.get_total_norm([parameter.grad for parameter in every if parameter.grad is not None])
         return norm, None if max_grad_norm is None else ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)
@@ -179,12 +179,13 @@ def check(
     unfreezes: bool = False,
     compiles: bool = False,
     few_bytes: bool = False,
+    recomputes: bool = False,
 ) -> None:
     """Refuse a strategy that was asked of `accelerate` and that it would pass over in silence, or that cannot be.
 
     `merges`: whether an adapter is to be merged into the model at the end; `unfreezes`: whether layers are to learn
-    one after the other; `compiles`: whether they are to be compiled; `few_bytes`: whether the optimizer is to keep
-    anything in less than fp32.
+    one after the other; `compiles`: whether they are to be compiled; `recomputes`: computed again in the backward pass;
+    `few_bytes`: whether the optimizer is to keep anything in less than fp32.
     """
     if few_bytes and (accelerator.is_fsdp2 or accelerator.distributed_type.value == "DEEPSPEED"):
         raise UserError(
@@ -208,7 +209,7 @@ def check(
                 "single_gpu.yaml or torchrun"
             )
     if accelerator.distributed_type.value == "DEEPSPEED":
-        zero.check(accelerator, unfreezes=unfreezes, compiles=compiles)
+        zero.check(accelerator, unfreezes=unfreezes, compiles=compiles, recomputes=recomputes)
     if accelerator.distributed_type.value == "MEGATRON_LM":
         raise UserError("accelerate was asked for MEGATRON_LM, which is not built in; use fsdp2.yaml")
     parallel: Any = accelerator.parallelism_config
@@ -220,6 +221,11 @@ def check(
     if accelerator.distributed_type.value == "FSDP" and not accelerator.is_fsdp2:
         raise UserError(
             "accelerate was asked for FSDP of version 1; set fsdp_version: 2 as in accelerate_configs/fsdp2.yaml"
+        )
+    if accelerator.is_fsdp2 and accelerator.state.fsdp_plugin.activation_checkpointing:
+        raise UserError(
+            "accelerate was asked for fsdp_activation_checkpointing, under which a layer that is computed again drops "
+            "other units; leave it out, and say activation_checkpointing=true in the config of the run"
         )
 
 

@@ -39,7 +39,9 @@ def installed() -> bool:
     return importlib.util.find_spec("deepspeed") is not None
 
 
-def check(accelerator: Accelerator, *, unfreezes: bool = False, compiles: bool = False) -> None:
+def check(
+    accelerator: Accelerator, *, unfreezes: bool = False, compiles: bool = False, recomputes: bool = False
+) -> None:
     """Refuse what DeepSpeed can and this module cannot, or what it would decide against the config.
 
     From here on transformers loads models whole, also under stage 3: they are looked at before they are shared out.
@@ -65,6 +67,8 @@ def check(accelerator: Accelerator, *, unfreezes: bool = False, compiles: bool =
         raise UserError("optim.unfreeze is not built in under DeepSpeed, which clips and remembers every gradient")
     if compiles:
         raise UserError("compile was not tried under DeepSpeed; leave it out, or use fsdp2.yaml")
+    if recomputes:
+        raise UserError("activation_checkpointing was not tried under DeepSpeed; leave it out, or use fsdp2.yaml")
     if settings.get("gradient_accumulation_steps") not in (None, "auto", 1):
         raise UserError("the file for DeepSpeed says gradient_accumulation_steps; leave it out: see micro_batch_size")
     for key in sharing:

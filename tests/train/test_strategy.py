@@ -46,6 +46,16 @@ def test_what_is_not_built_in(kind: str, sizes: int, told: str) -> None:
         strategy.check(asked)
 
 
+def test_layers_computed_again_with_another_dropout() -> None:
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(activation_checkpointing=True))
+    asked: Any = SimpleNamespace(
+        distributed_type=SimpleNamespace(value="FSDP"), is_fsdp2=True, num_processes=2, parallelism_config=None,
+        gradient_accumulation_steps=1, state=state,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="leave it out, and say activation_checkpointing=true"):
+        strategy.check(asked)
+
+
 def test_gradients_divided_by_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(UserError, match="asked for 4 gradient accumulation steps, by which it would divide"):

@@ -66,6 +66,11 @@ def test_compiled_layers() -> None:
         zero.check(asked(), compiles=True)
 
 
+def test_layers_computed_twice() -> None:
+    with pytest.raises(UserError, match=r"activation_checkpointing was not tried under DeepSpeed"):
+        zero.check(asked(), recomputes=True)
+
+
 def test_layers_one_after_the_other() -> None:
     with pytest.raises(UserError, match=r"optim\.unfreeze is not built in under DeepSpeed"):
         zero.check(asked(), unfreezes=True)
