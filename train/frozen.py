@@ -44,7 +44,8 @@ def hold(
         return
     _cast_inputs_no_further(model)
     base = model.get_base_model()
-    base.forward = accelerator.autocast()(base.forward)  # texts are written by the base alone
+    if hasattr(base, "generate"):  # texts are written by the base alone, of whose parts nobody else sets the precision
+        base.generate = accelerator.autocast()(base.generate)
     found = _used_in_products(model, forward, HALF[precision])
     fixed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     flags = torch.tensor([float(parameter in found) for parameter in fixed], device=accelerator.device)
@@ -126,7 +127,10 @@ def _used_in_products(model: nn.Module, forward: Callable[[], object], dtype: to
 
 
 class _Watch(TorchFunctionMode):
-    """Notes which parameters are used, and which otherwise than to be cast (asking for a dtype is no use)."""
+    """Notes which parameters are used, and which otherwise than to be cast.
+
+    To ask for a dtype is such a use: T5 casts by it what a layer is given, and gradients would be rounded elsewhere.
+    """
 
     def __init__(self, parameters: Iterable[Tensor], dtype: torch.dtype) -> None:
         super().__init__()
@@ -136,7 +140,9 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if any(True for _ in tensors(result)):
+        if function == Tensor.dtype.__get__:  # type: ignore[attr-defined]
+            self.elsewhere |= self.parameters.intersection(args)
+        elif any(True for _ in tensors(result)):
             given = self.parameters.intersection(tensors((args, kwargs or {})))
             self.used |= given
             if given and not self._casts(function, args, next(iter(given)).device.type):
