@@ -252,6 +252,48 @@ def answer(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+START = """
+import gc, os, sys
+from train import imports, __main__
+
+real = imports.slow
+
+def slow():
+    real()
+    from train import update
+    update.Learner.update = first
+
+def first(*_):
+    print("imported:", *(name for name in {unneeded!r} if name in sys.modules))
+    print("looked for garbage everywhere:", gc.get_stats()[2]["collections"], flush=True)
+    os._exit(0)
+
+imports.slow = slow
+__main__.main(sys.argv[1:])
+"""
+UNNEEDED = (
+    "evaluate", "sklearn", "nltk", "sacrebleu", "rouge_score", "seqeval", "wandb", "peft", "bitsandbytes", "deepspeed",
+    "torchvision", "tensorboard", "torch.utils.tensorboard", "matplotlib", "transformers.trainer",
+    "transformers.pipelines", "torch._inductor.compile_fx", "train.prediction", "train.submit",
+)  # fmt: skip
+
+
+def test_what_is_done_before_the_first_update(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    """Counts, not times. Without `imports.slow` Python looks seven times through all objects there are."""
+    file = write(tmp_path, make_config(updates=1, train=40, validation=9))
+    done = subprocess.run(
+        [sys.executable, "-c", START.format(unneeded=UNNEEDED), file],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    imported, looked = done.stdout.splitlines()[-2:]
+    assert imported == "imported:"
+    assert int(looked.split()[-1]) <= 2
+
+
 def test_light_answers(file: str, tmp_path: Path) -> None:
     code, text = answer("--help")
     assert code == 0 and "key=value" in text and "accelerate launch" in text

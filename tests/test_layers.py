@@ -124,6 +124,7 @@ LAYERS: dict[str, float] = {
     "train.preparation": 5.75,
     "train.rehearsal": 5.75,
     "train.run": 6,
+    "train.imports": 6.25,
     "train.__main__": 7,
     "train.inspect": 7,
     "train.prediction": 6,

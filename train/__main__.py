@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data.errors import Unavailable, UserError, nearest
-from train import signals
+from train import imports, signals
 
 if TYPE_CHECKING:
     from train.config import RunConfig
@@ -90,15 +90,18 @@ def _run(options: argparse.Namespace, *, speaks: bool) -> int:
             print(folder)
         return 0
     if options.prepare_data:
-        from train.prepare_data import prepare  # the slow imports
+        imports.slow()
+
+        from train.prepare_data import prepare
 
         prepare(found, resume_anyway=anyway)
         return 0
 
     def run(settings: RunConfig) -> int:
         signals.install()  # a scheduler may signal a process that has just begun
+        imports.slow()
 
-        from train.run import run  # the slow imports: torch, transformers, accelerate, datasets
+        from train.run import run
 
         return run(settings, resume_anyway=anyway)
 

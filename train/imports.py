@@ -1,0 +1,37 @@
+"""The slow imports, at once: what every run needs of torch, transformers, accelerate and datasets."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+
+LIBRARIES = (
+    "torch._dynamo",
+    "transformers.modeling_layers",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "datasets",
+)
+"""Those by which a run would get to the rest. PyTorch comes first, whole: while it registers its operators it looks
+through all modules that are there already, for each of them."""
+
+
+def slow() -> None:
+    """Import what a run needs before its first update. Once for a process: again it does nothing.
+
+    Python's search for garbage rests meanwhile, and passes over all of it from then on: modules, classes and functions
+    stay, and to look through half a million objects of them again and again takes a seventh of the start.
+    """
+    if "train.run" in sys.modules:
+        return
+    looks = gc.isenabled()
+    gc.disable()
+    try:
+        for library in LIBRARIES:
+            importlib.import_module(library)
+        import train.run  # noqa: F401
+    finally:
+        gc.freeze()
+        if looks:
+            gc.enable()
