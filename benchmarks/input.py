@@ -87,7 +87,7 @@ def _batches(file: Path, rows: int, overhead: int) -> Any:
     from datasets import Dataset
 
     from data.batches import Batches
-    from data.encode import Encoded
+    from data.encoded import Encoded
     from data.order import Order
     from data.plan import Bounds
 

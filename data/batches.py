@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.encode import Encoded, Features, take
+from data.encoded import Encoded, Features, take
 from data.errors import UserError
 from data.order import Order, example_keys
 from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch

@@ -8,30 +8,26 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data import pulse
 from data.cache import Notes, kept
+from data.encoded import Encoded
 from data.errors import UserError
 from data.source import Rows, named
-from data.tables import MappedColumns, arrays, grouped, table_of
+from data.tables import grouped, table_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
 
 CHUNK = 1_000  # rows tokenized at once: enough for a fast tokenizer to use all cores
 SHOWN = 5  # problems named in one message
 VERSION = 2  # part of the cache key: raise it when what is written changes
-
-Features = dict[str, Any]
-"""Columns of some rows: an array (n,) for a number a row, a list of n arrays for a sequence a row."""
 
 
 class Encoder(Protocol):
@@ -56,75 +52,6 @@ class Encoder(Protocol):
         sequences, `longest` says how long the longest is. What only the tokens show to be unusable has no example: then
         `unusable` holds (place in `rows`, what is wrong with it).
         """
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """The encoded examples of one role, memory-mapped. An example's id is its place here.
-
-    `sizes` are the examples of each source; the column `row` is the place in its source, bad rows counted, of the row
-    that an example comes from (the first one, if from several; `rows`, where a task gives it, has them all).
-    """
-
-    dataset: Dataset
-    sizes: tuple[int, ...]
-    skipped: tuple[str, ...]
-    longest: int
-    """Examples as long as `max_length`: these were cut, or just fit."""
-    fingerprint: str
-    """Of the examples themselves, wherever the rows and the cache lie."""
-    beside: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-    """Columns of numbers that no encoder can know, by name: (n, ...), the examples first."""
-    partial: bool = False  # whether these are only the first of a stream
-
-    def features(self, ids: NDArray[np.int64]) -> Features:
-        """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
-        columns = self._columns.take(ids) if self._columns.simple and len(ids) else None
-        if columns is None:
-            columns = arrays(self._tables[ids])
-        return {**columns, **{name: np.asarray(values[ids]) for name, values in self.beside.items()}}
-
-    def lengths(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the tokens of the examples `ids`, (n,), and read nothing else of them."""
-        columns = self._columns.take(ids, only=("length",)) if self._columns.simple and len(ids) else None
-        found: NDArray[Any] = self.features(ids)["length"] if columns is None else columns["length"]
-        return found
-
-    @cached_property
-    def _columns(self) -> MappedColumns:
-        """The same where they lie, if that is simple: a row so takes 1 us, from a table 15."""
-        mapped = MappedColumns(self.dataset.data.table)
-        mapped.simple = mapped.simple and self.dataset._indices is None
-        return mapped
-
-    @cached_property
-    def _tables(self) -> Dataset:
-        """The same as Arrow tables: `with_format` copies and hashes, longer than a batch takes to read."""
-        return self.dataset.with_format("arrow")
-
-    def sources(self, ids: NDArray[np.int64]) -> dict[str, list[int]]:
-        """Return {"sources": the place of each example's source}, from 0; {} where there is only one source."""
-        if len(self.sizes) == 1:
-            return {}
-        return {"sources": np.searchsorted(np.cumsum(self.sizes), ids, side="right").tolist()}
-
-    def column(self, name: str) -> NDArray[Any]:
-        """Return one whole number column: O(rows) memory, for evaluation and statistics only."""
-        return np.asarray(self.dataset.data.column(name).to_numpy())
-
-    def places(self) -> list[dict[str, int]]:
-        """Return for each example {"row": its place in its source, from 0}, with "source" where there are several."""
-        rows = self.column("row").tolist()
-        sources = self.sources(np.arange(len(rows))).get("sources")
-        return [{**({"source": sources[example]} if sources else {}), "row": row} for example, row in enumerate(rows)]
-
-
-def take(features: Features, rows: NDArray[np.int64]) -> Features:
-    """Return the features of some rows, in that order."""
-    whole = features.items()
-    return {
-        name: value[rows] if isinstance(value, np.ndarray) else [value[row] for row in rows] for name, value in whole
-    }
 
 
 def encode_sources(
@@ -295,5 +222,10 @@ def _identity(tokenizer: Any) -> str:
     outside = (type(tokenizer).__name__, tokenizer.truncation_side, tokenizer.model_input_names)
     if not hasattr(tokenizer, "backend_tokenizer"):
         return repr((outside, sorted(tokenizer.get_vocab().items()), tokenizer.special_tokens_map))
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return repr(outside) + json.dumps({**state, "truncation": None, "padding": None}, sort_keys=True)
+    return repr(outside) + _without_cuts(tokenizer.backend_tokenizer.to_str())
+
+
+@lru_cache(maxsize=1)
+def _without_cuts(state: str) -> str:
+    """Return a tokenizer's state with neither truncation nor padding. Kept: it takes 0.1 s, and every role asks."""
+    return json.dumps({**json.loads(state), "truncation": None, "padding": None}, sort_keys=True)

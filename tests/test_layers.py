@@ -31,6 +31,7 @@ LAYERS: dict[str, float] = {
     "data.unigram": -5,
     "data.tokenizer_training": -2,
     "data.tables": -5,
+    "data.encoded": -4,
     "data.encode": -2,
     "data.shard_files": -2,
     "data.shards": -1.9,

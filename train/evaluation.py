@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object, send_to_device
 from numpy.typing import NDArray
 
-from data.encode import Encoded
+from data.encoded import Encoded
 from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from train import metrics, signals, together, watch

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data.encode import Encoded, encode_sources
+from data.encode import encode_sources
+from data.encoded import Encoded
 from data.errors import UserError
 from data.source import Rows, check_columns, open_rows
 from data.stream import Stream

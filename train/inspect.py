@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from data.encode import Encoded
+from data.encoded import Encoded
 from data.errors import UserError
 from data.order import example_keys, permute
 from train import config

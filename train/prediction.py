@@ -17,7 +17,8 @@ import numpy as np
 from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import ValidationError
 
-from data.encode import Encoded, encode_sources
+from data.encode import encode_sources
+from data.encoded import Encoded
 from data.errors import UserError, nearest
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from data.source import Rows, Source, check_columns, open_rows

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.cache import Notes, kept
-from data.encode import Encoded
+from data.encoded import Encoded
 from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from train import signals, together, watch

@@ -9,7 +9,8 @@ from typing import Any
 
 from data import pulse
 from data.batches import Batches
-from data.encode import Encoded, Encoder, Work
+from data.encode import Encoder, Work
+from data.encoded import Encoded
 from data.errors import UserError
 from data.find_shards import find
 from data.first_rows import first_rows

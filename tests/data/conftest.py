@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from data.encode import Encoded, encode_sources
+from data.encode import encode_sources
+from data.encoded import Encoded
 from data.source import Rows, Source, open_rows
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"

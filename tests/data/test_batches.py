@@ -13,7 +13,7 @@ import pytest
 
 from data.batches import Batches
 from data.collate import mask, pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.order import Order, shares
 from data.plan import Bounds
 from data.source import Rows

@@ -16,7 +16,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from data import tables
-from data.encode import Encoded, take
+from data.encoded import Encoded, take
 from data.errors import UserError
 from data.source import Rows, named
 from tests.data.conftest import FakeEncoder

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from data.batches import Batches
 from data.collate import pad
-from data.encode import Encoded
+from data.encoded import Encoded
 from data.order import Order
 from data.plan import Bounds
 from data.tables import grouped

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from data import tables
-from data.encode import Encoded
+from data.encoded import Encoded
 from data.tables import MappedColumns, arrays, table_of
 
 SIZES = (5, 1, 0, 9, 2)

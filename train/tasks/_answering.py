@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from data.collate import mask, pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from train.tasks import _chat, _fields, _messages
 from train.tasks._messages import Conversation, Unusable
 from train.tasks._pairs import Columns, Frame, Pair, ids_of, sequences

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from train.tasks.base import Arrays, Task
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.collate import mask, pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from train.tasks import _words
 from train.tasks.base import IGNORED, Arrays, inputs
 

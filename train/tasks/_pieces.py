@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.encode import Encoded
+from data.encoded import Encoded
 
 if TYPE_CHECKING:
     from torch import Tensor

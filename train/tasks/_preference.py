@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data.collate import mask, pad
-from data.encode import Features
+from data.encoded import Features
 from train.tasks._losses import token_losses
 from train.tasks.base import IGNORED
 

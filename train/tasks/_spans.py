@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from train.tasks.base import inputs
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.collate import mask, pad
-from data.encode import Encoded
+from data.encoded import Encoded
 from train.limits import longest_input
 from train.tasks._chat import Template, ask
 from train.tasks._generation import Generation, prove_padding

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.collate import mask, pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.errors import UserError
 from data.order import example_keys
 from train.limits import longest_input

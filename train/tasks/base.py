@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.errors import UserError
 from data.section import Section
 from data.source import Rows

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from data import packing
 from data.collate import pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.source import Rows
 from train.tasks import _packed
 from train.tasks._fields import text_column

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from data import packing
 from data.collate import pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.source import Rows, check_columns
 from train.tasks import _packed, _turns
 from train.tasks._chat import Template, choose, render

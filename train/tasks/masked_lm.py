@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from data.collate import mask, pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.errors import UserError
 from data.order import draws
 from data.source import Rows

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
 from train.tasks import _chat, _fields, _messages, _preference, _proof

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from data.collate import mask, pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
 from train.limits import longest_output

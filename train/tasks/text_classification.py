@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from data.collate import mask, pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.errors import UserError, nearest
 from data.source import Rows, check_columns
 from train.tasks import _head, _labels

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from data.collate import mask, pad
-from data.encode import Encoded, Features
+from data.encoded import Encoded, Features
 from data.errors import UserError, nearest
 from data.source import Rows, check_columns
 from train.schemes import Scheme

@@ -15,7 +15,8 @@ import torch
 import transformers
 from datasets import Dataset
 
-from data.encode import Encoded, encode_sources
+from data.encode import encode_sources
+from data.encoded import Encoded
 from data.errors import UserError
 from data.source import Rows
 from data.tokenizer_training import TokenizerTraining, train_tokenizer

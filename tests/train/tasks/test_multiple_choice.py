@@ -12,7 +12,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoTokenizer
 
-from data.encode import Encoded, encode_sources
+from data.encode import encode_sources
+from data.encoded import Encoded
 from data.errors import UserError
 from data.source import Rows
 from tests import every_task

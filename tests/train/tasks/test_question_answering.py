@@ -12,7 +12,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from data.encode import Encoded, encode_sources
+from data.encode import encode_sources
+from data.encoded import Encoded
 from data.errors import UserError
 from data.source import Rows
 from tests.every_task.question_answering import rows as sample_rows

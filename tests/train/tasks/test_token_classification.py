@@ -13,7 +13,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from data.encode import Encoded, encode_sources
+from data.encode import encode_sources
+from data.encoded import Encoded
 from data.errors import UserError
 from data.source import Rows
 from tests.conftest import WORDS
