@@ -46,14 +46,15 @@ def main() -> None:
         first = number * settings.data.window + 1
         for kind in kinds if number % 2 == 0 else reversed(kinds):
             speeds[kind].append(learner.make(kinds[kind], range(first, first + settings.data.window)))
-            print(f"window {number + 1} {kind}: {speeds[kind][-1][0]:,.0f} tokens/s", flush=True)
-    for place, clock in enumerate(("clock", "processor")):
+            clock, processor = speeds[kind][-1]
+            print(f"window {number + 1} {kind}: {clock:,.0f} tokens/s, {processor:,.0f} of processor time", flush=True)
+    for place, name in enumerate(("clock", "processor")):
         ratios = [other[place] / one[place] for one, other in zip(*speeds.values(), strict=True)]
         medians = ", ".join(
             f"{kind} {statistics.median(each[place] for each in told):,.0f}" for kind, told in speeds.items()
         )
         print(
-            f"{clock}: {medians} tokens/s; window / none {statistics.median(ratios):.2f} "
+            f"{name}: {medians} tokens/s; window / none {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f})"
         )
 
