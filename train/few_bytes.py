@@ -166,8 +166,9 @@ def _cut(values: Tensor, bits: int, generator: Generator) -> Tensor:
     count = values.numel()
     drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device)
     drawn.random_(-(2**63), None, generator=generator)  # all 64 bits: four draws
-    noise = drawn.view(torch.int16)[:count].view(values.shape).to(torch.int32).bitwise_and_(0xFFFF) << (bits - 16)
-    return (values.view(torch.int32) + noise).bitwise_and_(-(1 << bits)).view(torch.float32)
+    noise = drawn.view(torch.int16)[:count].view(values.shape)  # from -2**15 on
+    moved = torch.add(values.view(torch.int32), noise, alpha=1 << (bits - 16)).add_(1 << (bits - 1))
+    return moved.bitwise_and_(-(1 << bits)).view(torch.float32)
 
 
 def _part(value: Tensor, part: slice, size: int) -> Tensor:
