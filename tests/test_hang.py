@@ -66,6 +66,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from train import manifest, shards, together, watch
+from train.background import Background
 from train.checkpoint import Checkpoints
 
 accelerator, folder = Accelerator(cpu=True), Path(sys.argv[1])
@@ -98,6 +99,16 @@ with together.alive():
 together.meet(False)
 print("met", flush=True)
 watch.rest()
+background = Background(accelerator)
+background.begin([lambda: time.sleep(0 if first else SECONDS + 2)])  # as if it had much to write
+assert background.end() == ""
+print("written", flush=True)
+if first:
+    background.begin([lambda: None])
+    try:
+        background.end()
+    except TimeoutError:
+        print("given up", flush=True)
 if not first:
     time.sleep(3 * SECONDS)  # as if its machine had died: its kernel answers nobody
     raise SystemExit
@@ -130,6 +141,7 @@ def test_who_waits_knows_slow_from_dead(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
             process.wait()
-    assert all("resumed\nmet\n" in each for each in told), told
+    assert all("resumed\nmet\nwritten\n" in each for each in told), told
+    assert "given up\n" in told[0], told[0]
     assert processes[0].returncode == 1
     assert f"TimeoutError: another process has given no sign of life for {seconds} seconds: it has died" in told[0]

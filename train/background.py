@@ -67,11 +67,12 @@ class Background:
 
     def _work(self, steps: Sequence[Callable[[], None]]) -> None:
         try:
-            with nullcontext() if self.group is None else together.alive():
-                for step in steps:
-                    self._problem = self._agree(_problem_of(step))
-                    if self._problem:
-                        return
+            for step in steps:
+                with nullcontext() if self.group is None else together.alive():  # not while it waits for the others
+                    problem = _problem_of(step)
+                self._problem = self._agree(problem)
+                if self._problem:
+                    return
         except BaseException as error:  # another process has died, or is cut off: told to who waits
             self._broken = error
 

@@ -98,10 +98,10 @@ class Checkpoints:
 
     def judge(self, update: int, figures: Mapping[str, float]) -> None:
         """Note an evaluation: is it the best so far?"""
-        self.settle()  # whether the best so far was kept
         self.state.evaluated = update
         if self.best is None:
             return
+        self.settle()  # is the best so far kept?
         if self.best not in figures:
             raise UserError(f"checkpoint.best: no evaluation reports {self.best!r}; there are {', '.join(figures)}")
         value, best = figures[self.best], self.state.best_value
@@ -127,7 +127,7 @@ class Checkpoints:
         learned, first = self.learned.tensors(), self.accelerator.is_main_process
         copied: Any = learned
         if self._snapshot is not None and not self.learned.copied:
-            copied = self._snapshot.take(learned, speaks=first)
+            copied = self._snapshot.take(learned)
         self._written_best = self.state.best_update, self.state.best_value
         state = json.dumps(asdict(self.state), indent=1) if first else ""
         write = partial(self._write, writing, copied or learned, state)
@@ -150,9 +150,10 @@ class Checkpoints:
             return self._report_failure(self.state.update, problem)
         self._settled_best = self._written_best
 
-    def leave(self) -> None:
-        """Give the checkpoint at hand the time that it needs: the process ends."""
-        self._background.leave()
+    def leave(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Give the checkpoint at hand the time that it needs: the process ends. Not if that is to be at once."""
+        if kind is not KeyboardInterrupt:
+            self._background.leave()
 
     def _report_failure(self, update: int, problem: str) -> None:
         """Say that a save failed; a best model that could not be kept is no best."""

@@ -46,6 +46,16 @@ class AdamW(torch.optim.AdamW):
         self.states = states
         self.seed = seed
 
+    def bytes_of(self, parameter: Tensor) -> float:
+        """Return what is remembered of a parameter."""
+        small = {"fp32": 8.0, "bf16": 4.0, "8bit": 2 + 8 / BLOCK}[self.states]
+        return parameter.numel() * (small if parameter.ndim > 1 else 8.0)
+
+    def dtype_of(self, parameter: Tensor) -> torch.dtype:
+        """Return the type of the averages of a parameter."""
+        states = self.states if parameter.ndim > 1 else "fp32"
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}[states]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Make the update `update`. Waits for the device nowhere."""
@@ -81,12 +91,11 @@ class AdamW(torch.optim.AdamW):
 
     def _begin(self, parameter: Tensor, state: dict[str, Tensor]) -> None:
         """Remember zeros."""
-        states = self.states if parameter.ndim > 1 else "fp32"
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "8bit": torch.uint8}[states]
+        dtype = self.dtype_of(parameter)
         state["step"] = torch.zeros((), device=parameter.device)
         for key in AVERAGES:
             state[key] = torch.zeros_like(parameter, dtype=dtype, memory_format=torch.contiguous_format)
-            if states == "8bit":
+            if dtype is torch.uint8:
                 state[f"{key}_scale"] = torch.ones(-(-parameter.numel() // BLOCK), device=parameter.device)
 
     def _compute(

@@ -143,21 +143,31 @@ def free_memory() -> int:
     own = Path("/proc/self/cgroup")
     lines = own.read_text(encoding="ascii").splitlines() if own.exists() else []
     for line in lines:
-        if line.startswith("0::"):  # version 2, where one tree knows everything
-            inside = Path("/sys/fs/cgroup") / line.removeprefix("0::").lstrip("/")
+        _, kinds, path = line.split(":", 2)
+        if kinds in ("", "memory"):  # version 2, where one tree knows everything, and version 1
+            inside = Path("/sys/fs/cgroup", kinds) / path.lstrip("/")
             found += [left for group in (inside, *inside.parents) if (left := _left(group)) is not None]
     return max(0, min(found))
 
 
+CONTROLS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""The files in which a control group of version 2 and of version 1 says what it may take and has taken; and what the
+system would take back of that."""
+
+
 def _left(group: Path) -> int | None:
     """Return what a control group may still take, or None if it may take everything, or does not say."""
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        taken = int((group / "memory.current").read_text(encoding="ascii"))
-        about = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else int(limit) - taken + int(about.get("inactive_file", 0))
+    for limit, taken, cached in CONTROLS:
+        try:
+            most, now = ((group / name).read_text(encoding="ascii").strip() for name in (limit, taken))
+            about = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        except (OSError, ValueError):
+            continue
+        return None if most == "max" else int(most) - int(now) + int(about.get(cached, 0))
+    return None
 
 
 def _choose_kernels() -> None:

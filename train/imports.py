@@ -20,8 +20,9 @@ through all modules that are there already, for each of them."""
 def slow() -> None:
     """Import what a run needs before its first update. Once for a process: again it does nothing.
 
-    Python's search for garbage rests meanwhile, and passes over all of it from then on: modules, classes and functions
-    stay, and to look through half a million objects of them again and again takes a seventh of the start.
+    Python's search for garbage rests meanwhile, and passes over all of it until a first loop has ended (`garbage`):
+    modules, classes and functions stay, and to look through half a million objects of them again and again takes a
+    seventh of the start.
     """
     if "train.run" in sys.modules:
         return

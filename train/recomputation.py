@@ -69,18 +69,20 @@ def estimate(model: nn.Module, optimizer: Optimizer, fewer: Kept, more: Kept, to
     """Estimate what training takes with `tokens` at once, from what two smaller micro-batches were seen to keep.
 
     M = (W + G + O) / shares + F + A x tokens. W: weights and buffers as they are held; G: a gradient for each weight
-    that learns, of its type; O: the optimizer's states, two such for AdamW, one for SGD with momentum. A and F are
+    that learns, of its type; O: the optimizer's states, two such for AdamW (see also `few_bytes`), one for SGD with
+    momentum. A and F are
     slope and origin of the line through the two: what a layer keeps is linear in tokens, s x b x h x (34 + 5 a s / h)
     bytes in Korthikanti et al., https://arxiv.org/abs/2205.05198, section 4.1; the term in s², of attention without a
     fused kernel, counts as for rows like these. `shares`: processes that hold the model together.
     """
     every = [*model.parameters(), *model.buffers()]
-    learning = sum(_size(each) for each in model.parameters() if each.requires_grad)
+    learning = [each for each in model.parameters() if each.requires_grad]
     states = 2 if "betas" in optimizer.defaults else bool(optimizer.defaults.get("momentum"))
+    remembered: Callable[[Tensor], float] = getattr(optimizer, "bytes_of", lambda each: states * _size(each))
     apart = more.tokens - fewer.tokens
     per_token = (more.size - fewer.size) / apart if apart > 0 else more.size / more.tokens
     return Estimate(
-        weights=(sum(map(_size, every)) + learning * (1 + states)) // shares,
+        weights=int(sum(map(_size, every)) + sum(_size(each) + remembered(each) for each in learning)) // shares,
         fixed=max(0, fewer.size - per_token * fewer.tokens),
         per_token=per_token,
         tokens=tokens,

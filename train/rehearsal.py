@@ -86,10 +86,14 @@ def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batc
             clear_device_cache(garbage_collection=True)
             fewer, more = Kept(0, 0.0), Kept(1, math.inf)
         mine = estimate(model, optimizer, fewer, more, tokens, _shares(accelerator))
-        slope: Any = accelerator.reduce(torch.tensor(mine.per_token, device=accelerator.device), "mean")
-        return replace(mine, per_token=slope.item())
+        line = torch.tensor([mine.fixed, mine.per_token], dtype=torch.float64, device=accelerator.device)
+        shared: Any = accelerator.reduce(line, "mean")
+        return replace(mine, fixed=shared[0].item(), per_token=shared[1].item())
 
     memory = _memory(accelerator)
+    if accelerator.num_processes > 1:  # that of the smallest
+        every: Any = accelerator.gather(torch.tensor([memory], device=accelerator.device))
+        memory = int(every.min())
     choose(model, choice, compiled=compiled, memory=memory, needed=needed if memory else None)
 
 

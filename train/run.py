@@ -97,7 +97,7 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
     accelerator.wait_for_everyone()  # from here on something is written, since nothing can be refused any more
     if accelerator.is_main_process:
         held.callback(output.begin(config).release)
-    held.callback(checkpoints.leave)
+    held.push(checkpoints.leave)
     _resume(config, checkpoints, batches.fingerprint, anyway=resume_anyway)
     known = config.dump()
     if accelerator.is_main_process:

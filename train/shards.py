@@ -28,6 +28,10 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 """What torch.compile and activation checkpointing put into the names of parameters."""
 
 
+AVERAGES = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+"""What optimizers remember in a type of their own."""
+
+
 def plain(name: str) -> str:
     """Return the name of a parameter as the model has it before anything is wrapped around its parts."""
     for wrapper in WRAPPERS:
@@ -144,6 +148,9 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None
         if name not in parameters:
             raise ValueError(f"{name} has learned there and does not learn here")
         parameter = parameters[name]
+        expected = optimizer.dtype_of(parameter) if hasattr(optimizer, "dtype_of") else parameter.dtype
+        if key in AVERAGES and dtype != expected:
+            raise ValueError(f"{entry} is {dtype} there and {expected} here: see optim.states")
         like = torch.empty_like(parameter, dtype=dtype)
         target = like if like.shape == size else torch.empty(size, dtype=dtype, device=parameter.device)
         targets[entry] = states.setdefault(parameter, {})[key] = target.detach()

@@ -28,15 +28,32 @@ class Snapshot:
         self._stager: Any = None
         self._fits: bool | None = None
 
-    def take(self, tensors: Mapping[str, Mapping[str, Tensor]], *, speaks: bool) -> Any:
-        """Return the same with copies, or None if there was not the memory for them at the first time; says so.
+    def take(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Any:
+        """Return the same with copies, or None if there is not the memory for them, now or once before; says so.
 
         Waits for the device, and then for no longer than the bytes take to the machine's memory.
         """
-        if self._fits is None:
-            self._fits = self._fit(tensors, speaks=speaks)
-        if not self._fits:
+        size = sum(getattr(each, "_local_tensor", each).nbytes for of in tensors.values() for each in of.values())
+        if self._fits is None and size > _room():
+            return self._do_without(
+                f"a copy of {size / 1e9:.1f} GB would take more than half of the memory that is free"
+            )
+        if self._fits is False:
             return None
+        self._fits = True
+        try:
+            return self._stage(tensors)
+        except (RuntimeError, MemoryError) as error:  # of torch's allocator, of CUDA, which pins it
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return self._do_without(f"a copy of {size / 1e9:.1f} GB could not be made ({reason})")
+
+    def _do_without(self, reason: str) -> None:
+        self._fits, self._stager = False, None
+        log.warning(
+            "training waits while a checkpoint is written: %s. So it does with checkpoint.background=false", reason
+        )
+
+    def _stage(self, tensors: Mapping[str, Mapping[str, Tensor]]) -> Any:
         if self._stager is None:
             from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
@@ -51,15 +68,7 @@ class Snapshot:
             )
         return self._stager.stage({part: dict(of) for part, of in tensors.items()})
 
-    def _fit(self, tensors: Mapping[str, Mapping[str, Tensor]], *, speaks: bool) -> bool:
-        """Whether there is room for copies; all processes of a machine take theirs at once."""
-        local = [getattr(each, "_local_tensor", each) for of in tensors.values() for each in of.values()]
-        size, processes = sum(each.nbytes for each in local), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        room = hardware.free_memory() * SHARE / processes
-        if size > room and speaks:
-            log.warning(
-                "training waits while a checkpoint is written: a copy of %.1f GB would take more than half of the "
-                "memory that is free. checkpoint.background=false says so without this line",
-                size / 1e9,
-            )
-        return size <= room
+
+def _room() -> float:
+    """Return the bytes that copies may take; all processes of a machine take theirs at once."""
+    return hardware.free_memory() * SHARE / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

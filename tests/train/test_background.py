@@ -93,18 +93,43 @@ def test_without_the_memory_for_a_copy_training_waits(
     assert written(tmp_path / "out", 9) == written(waiting, 9)
 
 
+def test_a_copy_that_cannot_be_made_stops_nothing(
+    waiting: Path,
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As if memory ran out, or could not be pinned, in the second one."""
+    stage, calls = Snapshot._stage, [0]
+
+    def lacking(self: Snapshot, tensors: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.\nMore of it")
+        return stage(self, tensors)
+
+    monkeypatch.setattr(Snapshot, "_stage", lacking)
+    config = make_config(updates=10, checkpoint__every=3, checkpoint__keep=9, data__validation=None)
+    with caplog.at_level(logging.WARNING, "train"):
+        assert carry_out(config) == 0
+    assert caplog.text.count("training waits while a checkpoint is written: a copy of 0.0 GB could not be made") == 1
+    assert calls == [2] and "checkpoint.background=false" in caplog.text
+    assert [written(tmp_path / "out", number) == written(waiting, number) for number in (3, 6, 9, 10)] == [True] * 4
+
+
 def test_copies_are_not_what_they_were_copied_from() -> None:
     """Nor do they take new memory each time."""
     snapshot, tensors = (
         Snapshot(torch.device("cpu")),
         {"model": {"weight": torch.ones(300), "part": torch.ones(9)[3:5]}},
     )
-    first = snapshot.take(tensors, speaks=True)
+    first = snapshot.take(tensors)
     assert [first["model"][name].tolist() for name in ("weight", "part")] == [[1.0] * 300, [1.0, 1.0]]
     place = first["model"]["weight"].data_ptr()
     tensors["model"]["weight"].zero_()
     assert first["model"]["weight"].sum() == 300
-    again = snapshot.take(tensors, speaks=True)
+    again = snapshot.take(tensors)
     assert again["model"]["weight"].sum() == 0 and again["model"]["weight"].data_ptr() == place
 
 
@@ -170,6 +195,11 @@ def test_a_control_group_limits_what_is_free(limit: str, left: int | None, tmp_p
     ):
         (tmp_path / name).write_text(f"{text}\n")
     assert hardware._left(tmp_path) == left
+    older = tmp_path / "older"
+    older.mkdir()
+    for name, text in (("limit_in_bytes", "900"), ("usage_in_bytes", "700"), ("stat", "rss 5\ntotal_inactive_file 50")):
+        (older / f"memory.{name}").write_text(f"{text}\n")
+    assert hardware._left(older) == 250
     assert 2**20 < hardware.free_memory() < 2**50
 
 

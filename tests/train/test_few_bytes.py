@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,9 +15,10 @@ from data.errors import UserError
 from tests.conftest import checkpoint, figures
 from tests.distributed import launch
 from tests.worker import carry_out
-from train import few_bytes, hardware, strategy
+from train import few_bytes, hardware, shards, strategy
 from train.config import validate
 from train.optim import OptimConfig, build_optimizer
+from train.recomputation import Kept, estimate
 
 MakeConfig = Callable[..., dict[str, Any]]
 KINDS: dict[str, dict[str, Any]] = {
@@ -195,3 +196,31 @@ def test_what_cannot_be(make_config: MakeConfig, tmp_path: Path) -> None:
     shared: Any = SimpleNamespace(is_fsdp2=True, distributed_type=SimpleNamespace(value="FSDP"))
     with pytest.raises(UserError, match=r"what is shared out stays fp32.*ddp.yaml"):
         strategy.check(shared, few_bytes=True)
+
+
+@pytest.mark.parametrize(("states", "bytes_each"), [("fp32", 8.0), ("bf16", 4.0), ("8bit", 2 + 8 / 256)])
+def test_what_is_remembered_is_counted(states: Literal["fp32", "bf16", "8bit"], bytes_each: float) -> None:
+    """As it is, and as it is foretold of training's memory."""
+    model = nn.Linear(256, 64)
+    settings = OptimConfig(states=states, parameters="bf16" if states == "fp32" else "fp32")
+    optimizer: Any = build_optimizer(model, settings, seed=0)
+    for group in optimizer.param_groups:
+        group["update"] = 1
+    model(torch.ones(2, 256)).sum().backward()
+    optimizer.step()
+    held = sum(
+        value.nbytes for state in optimizer.state.values() for key, value in state.items() if key.startswith("exp_avg")
+    )
+    assert held == model.weight.numel() * bytes_each + model.bias.numel() * 8
+    kept = Kept(1, 0.0)
+    weights = model.weight.nbytes + model.bias.nbytes
+    assert estimate(model, optimizer, kept, kept, 1).weights == 2 * weights + held
+
+
+def test_states_of_another_kind_are_refused(tmp_path: Path) -> None:
+    """They would be gone on with as they are, whatever the config says, or end in an error of the kernel's."""
+    model = nn.Linear(256, 64)
+    shards.save({f"weight.{key}": torch.zeros(64, 256) for key in ("exp_avg", "exp_avg_sq")}, tmp_path / "optimizer")
+    optimizer = build_optimizer(model, OptimConfig(states="bf16"), seed=0)
+    with pytest.raises(ValueError, match=r"is torch.float32 there and torch.bfloat16 here: see optim.states"):
+        shards.load_optimizer(optimizer, model, tmp_path / "optimizer")

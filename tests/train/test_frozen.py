@@ -154,7 +154,7 @@ def test_a_run_is_the_same_run(
         monkeypatch.setattr(frozen, "hold", (lambda *_, **__: None) if how == "plain" else hold)
         config = build(
             name, how, precision="bf16", adapter={"rank": 4, "dropout": 0.1, "merge": merge}, optim__lr=1e-2,
-            model__config={}, **({"model__path": str(tmp_path / "model")} if merge else {}),
+            optim__max_grad_norm=0.05, model__config={}, **({"model__path": str(tmp_path / "model")} if merge else {}),
         )  # fmt: skip
         if merge:
             config["model"]["tokenizer"] = tiny_models["gpt2"]
