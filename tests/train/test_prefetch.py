@@ -22,7 +22,7 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(record_event=lambda: "there"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(prefetch, "_take_over", lambda batch, copied, device: None)
-    monkeypatch.setattr(prefetch, "_sent", lambda tensors, device: {name: each + 1 for name, each in tensors.items()})
+    monkeypatch.setattr(prefetch, "sent", lambda tensors, device: {name: each + 1 for name, each in tensors.items()})
 
 
 def batch(number: int) -> Batch:
@@ -69,7 +69,7 @@ def test_no_memory_for_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(tensors: Any, device: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory (as if)")
 
-    monkeypatch.setattr(prefetch, "_sent", lacking)
+    monkeypatch.setattr(prefetch, "sent", lacking)
     [(_, found)] = ahead(iter([(1, batch(1))]), [])
     assert int(found.parts[0].tensors["x"]) == 1
 
