@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from unittest import mock
 
 from train import config, hardware
 from train.imports import slow
@@ -58,13 +56,12 @@ def _losses(arguments: list[str], *, padded: bool) -> list[float]:
 
 def _run(arguments: list[str], *, padded: bool) -> dict[str, Any]:
     """Carry out a run; return its result, with the lines of its figures."""
-    from train import padding_free
     from train.run import run
 
-    never: Any = mock.patch.object(padding_free, "enable", lambda model: False) if padded else nullcontext()
-    with tempfile.TemporaryDirectory() as folder, never:
+    with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "run"
-        assert run(config.read(arguments[0], [*arguments[1:], f"output={output}"])) == 0
+        how = f"padding_free={str(not padded).lower()}"
+        assert run(config.read(arguments[0], [*arguments[1:], how, f"output={output}"])) == 0
         hardware.forget()
         lines = (output / "metrics.jsonl").read_text().splitlines()
         return {**json.loads((output / "result.json").read_text()), "lines": [json.loads(line) for line in lines]}
