@@ -206,8 +206,9 @@ def seed_dropout(seed: int, update: int, process: int) -> None:
 
     derived = derive(seed, "dropout", update, process)
     torch.default_generator.manual_seed(derived)
-    if torch.accelerator.is_available():
-        torch.get_device_module().manual_seed(derived)
+    device: Any = torch.get_device_module()
+    if torch.accelerator.is_available() and hasattr(device, "manual_seed"):  # where DeepSpeed runs on a CPU it has none
+        device.manual_seed(derived)
 
 
 def describe(device: torch.device) -> str:
