@@ -167,16 +167,16 @@ def ticking(meter: Meter) -> Any:
     return Ticks()
 
 
-def _trainer(work: Workload, folder: Path, meter: Meter, **switches: Any) -> None:
+def _trainer(work: Workload, folder: Path, meter: Meter, *, parts: int = 1, **switches: Any) -> None:
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     rows, tokenizer = _tokenized(work, folder)
     with tempfile.TemporaryDirectory(dir=folder) as output:
         arguments = TrainingArguments(
-            output_dir=output, per_device_train_batch_size=work.batch, max_steps=work.updates, learning_rate=RATE,
-            weight_decay=0.01, save_strategy="no", report_to="none", use_cpu=not torch.cuda.is_available(),
-            bf16=work.precision == "bf16", **switches,
+            output_dir=output, per_device_train_batch_size=work.batch // parts, gradient_accumulation_steps=parts,
+            max_steps=work.updates, learning_rate=RATE, weight_decay=0.01, save_strategy="no", report_to="none",
+            use_cpu=not torch.cuda.is_available(), bf16=work.precision == "bf16", **switches,
         )  # fmt: skip
         trainer = counting(Trainer, meter)(
             model=_classifier(work, folder), args=arguments, train_dataset=rows, callbacks=[ticking(meter)],
@@ -184,7 +184,7 @@ def _trainer(work: Workload, folder: Path, meter: Meter, **switches: Any) -> Non
         )  # fmt: skip
         trainer.train()
         meter.losses.append(trainer.state.log_history[-1]["train_loss"])
-        meter.told["switches"] = {name: str(value) for name, value in switches.items()}
+        meter.told["switches"] = {"parts": str(parts), **{name: str(value) for name, value in switches.items()}}
 
 
 def trainer(work: Workload, folder: Path, meter: Meter) -> None:
@@ -193,15 +193,20 @@ def trainer(work: Workload, folder: Path, meter: Meter) -> None:
 
 
 def trainer_tuned(work: Workload, folder: Path, meter: Meter) -> None:
-    """The same with every public switch that helps here."""
+    """The same with every public switch that helps here.
+
+    Long rows go through the model a few at a time (`parts`), alike in length: padding less, and out of the processor's
+    caches less, of IMDb's on two cores 1.8 times as fast. Short rows do not: 0.7 of SST-2's speed in two parts.
+    """
     import torch
 
     on_gpu = torch.cuda.is_available()
     same_kernels()
     _trainer(
-        work, folder, meter, train_sampling_strategy="group_by_length", logging_nan_inf_filter=False,
-        optim="adamw_torch_fused", disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=on_gpu,
-        dataloader_num_workers=2 if on_gpu else 0,
+        work, folder, meter, parts=work.parts,
+        train_sampling_strategy="group_by_length" if work.parts == 1 else "batch_rebalance",
+        logging_nan_inf_filter=False, optim="adamw_torch_fused", disable_tqdm=True, logging_strategy="no",
+        dataloader_pin_memory=on_gpu, dataloader_num_workers=2 if on_gpu else 0,
     )  # fmt: skip
 
 

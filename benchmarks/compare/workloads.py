@@ -81,7 +81,7 @@ WORKLOADS: dict[str, Workload] = {
     each.name: each
     for each in (
         Workload("sst2-minilm", "cpu", "sst2", "minilm", 32, 60),
-        Workload("imdb-minilm", "cpu", "imdb", "minilm", 32, 8, warm=2),
+        Workload("imdb-minilm", "cpu", "imdb", "minilm", 32, 8, warm=2, parts=16),
         Workload("sst2-bert-base", "cpu", "sst2", "bert-base", 32, 14, warm=2),
         Workload("chat-llama-1b", model="llama-1b", task="chat", **EIGHT),  # type: ignore[arg-type]
         Workload("chat-llama-1b-lora", model="llama-1b", task="chat", rank=16, **EIGHT),  # type: ignore[arg-type]
