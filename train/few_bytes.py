@@ -2,12 +2,13 @@
 
 What an update changes by less than a number can tell would be lost if it were rounded to the nearest: of bf16 weights
 almost every change, of averages that fade by 0.001 an update each. So it is rounded at random, up as often as it is
-near: exact on average. The draws depend on (seed, update) alone.
+near: exact on average. The draws depend on (seed, update) alone; of gradients, on the process and the cut too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -125,6 +126,9 @@ class AdamW(torch.optim.AdamW):
 def settle(model: nn.Module, parameters: str, precision: str) -> None:
     """Let a model's weights of two dimensions or more be bf16, if `parameters` are to be; before it is prepared.
 
+    So are their gradients. Those of micro-batches are added rounded at random too: of many, each less than the sum can
+    tell, the nearest would lose all.
+
     Raises `UserError` for a precision of the run in which that, or averages in fewer bytes, cannot be.
     """
     if precision == "fp64":
@@ -139,10 +143,27 @@ def settle(model: nn.Module, parameters: str, precision: str) -> None:
     for parameter in model.parameters():
         if parameter.ndim > 1 and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.bfloat16)
+            if parameter.requires_grad:
+                parameter.register_hook(partial(_with_what_is_there, parameter))  # type: ignore[no-untyped-call]
+    if hasattr(model, "generate"):  # which nobody else computes in the run's precision, as they do `forward`
+        kind = next(model.parameters()).device.type
+        model.generate = torch.autocast(kind, torch.bfloat16)(model.generate)
 
 
-def to_bf16(values: Tensor, generator: Generator) -> Tensor:
-    """(…) in fp32 → (…) in bf16, the neighbour above or below at random: the mean is what was given."""
+def _with_what_is_there(parameter: Tensor, grad: Tensor) -> Tensor | None:
+    """Return the sum of a parameter's gradients, to be added to zeros, of which only memory is left."""
+    if parameter.grad is None:
+        return None
+    total = to_bf16(parameter.grad.float() + grad.float(), None)
+    parameter.grad.zero_()
+    return total
+
+
+def to_bf16(values: Tensor, generator: Generator | None) -> Tensor:
+    """(…) in fp32 → (…) in bf16, the neighbour above or below at random: the mean is what was given.
+
+    Without a generator, by PyTorch's own.
+    """
     return _cut(values, BF16, generator).to(torch.bfloat16)
 
 
@@ -170,7 +191,7 @@ def _blocks(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
 
 
-def _cut(values: Tensor, bits: int, generator: Generator) -> Tensor:
+def _cut(values: Tensor, bits: int, generator: Generator | None) -> Tensor:
     """Return fp32 with the last `bits` (16 or more) 0, the next number away from 0 by the part that they make of it."""
     count = values.numel()
     drawn = torch.empty(-(-count // 4), dtype=torch.int64, device=values.device)

@@ -134,6 +134,12 @@ def compare(stored: Mapping[str, tuple[torch.Size, torch.dtype]], here: Mapping[
             raise ValueError(f"{name} is of size {list(stored[name][0])} there and {list(size)} here")
 
 
+def compare_type(entry: str, stored: torch.dtype, here: torch.dtype) -> None:
+    """Raise `ValueError` where an average of an optimizer is stored in another type than it has here."""
+    if entry.rpartition(".")[2] in AVERAGES and stored != here:
+        raise ValueError(f"{entry} is {stored} there and {here} here: see optim.states")
+
+
 def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None:
     """Give the optimizer what `optimizer_tensors` found, once more, each process its own share.
 
@@ -149,8 +155,7 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, folder: Path) -> None
             raise ValueError(f"{name} has learned there and does not learn here")
         parameter = parameters[name]
         expected = optimizer.dtype_of(parameter) if hasattr(optimizer, "dtype_of") else parameter.dtype
-        if key in AVERAGES and dtype != expected:
-            raise ValueError(f"{entry} is {dtype} there and {expected} here: see optim.states")
+        compare_type(entry, dtype, expected)
         like = torch.empty_like(parameter, dtype=dtype)
         target = like if like.shape == size else torch.empty(size, dtype=dtype, device=parameter.device)
         targets[entry] = states.setdefault(parameter, {})[key] = target.detach()

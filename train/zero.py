@@ -208,7 +208,8 @@ class Zero:
 
         kept = shards.sizes(folder)
         parameters = {name: parameter for _, name, parameter in self._parameters() if parameter.requires_grad}
-        for entry in kept:
+        for entry, (_, dtype) in kept.items():
+            shards.compare_type(entry, dtype, torch.float32)
             if (name := entry.rpartition(".")[0]) not in parameters:
                 raise ValueError(f"{name} has learned there and does not learn here")
         moments = {f"{name}.{key}": shards.size(each) for name, each in parameters.items() for key in self._moments}

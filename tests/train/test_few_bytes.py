@@ -14,6 +14,7 @@ from torch import nn
 from data.errors import UserError
 from tests.conftest import checkpoint, figures
 from tests.distributed import launch
+from tests.every_task._runs import builder
 from tests.worker import carry_out
 from train import few_bytes, hardware, shards, strategy
 from train.config import validate
@@ -127,6 +128,28 @@ def test_bf16_weights_learn_what_the_nearest_would_not() -> None:
     assert weight.float().mean().item() == pytest.approx(0.99, abs=2e-4)  # a bf16 below 1 is 0.004 away
 
 
+def test_gradients_of_many_micro_batches_are_added_up() -> None:
+    """To the nearest bf16 the sum of ones would stay at 256."""
+    net = nn.Linear(50, 400)
+    few_bytes.settle(net, "bf16", "bf16")
+    parts = torch.rand(600, 50, generator=drawn()).to(torch.bfloat16)
+    torch.manual_seed(0)
+    for part in parts:
+        nn.functional.linear(part, net.weight).sum().backward()
+    found, expected = net.weight.grad, parts.float().sum(0)
+    assert found is not None and found.dtype is torch.bfloat16
+    assert found.float().mean(0).tolist() == pytest.approx(expected.tolist(), rel=0.01)
+    assert (found.float() / expected).std() < 0.05  # of each number by itself, at random
+
+
+def test_texts_are_written_in_the_runs_precision(tiny_models: dict[str, str], tmp_path: Path) -> None:
+    """`generate` does not go through `forward`, and norms and biases are still fp32."""
+    build = builder(tmp_path, tiny_models)
+    config = build("seq2seq", "few", precision="bf16", optim__parameters="bf16", optim__states="8bit")
+    assert carry_out(config) == 0
+    assert figures(Path(config["output"]), "validation/chrf")
+
+
 @pytest.mark.parametrize("states", ["bf16", "8bit"])
 def test_nothing_changes_where_it_may_not(states: str) -> None:
     _, optimizer, net = learned(states, "bf16", 5)
@@ -222,5 +245,10 @@ def test_states_of_another_kind_are_refused(tmp_path: Path) -> None:
     model = nn.Linear(256, 64)
     shards.save({f"weight.{key}": torch.zeros(64, 256) for key in ("exp_avg", "exp_avg_sq")}, tmp_path / "optimizer")
     optimizer = build_optimizer(model, OptimConfig(states="bf16"), seed=0)
-    with pytest.raises(ValueError, match=r"is torch.float32 there and torch.bfloat16 here: see optim.states"):
+    told = r"is torch.float32 there and torch.bfloat16 here: see optim.states"
+    with pytest.raises(ValueError, match=told):
         shards.load_optimizer(optimizer, model, tmp_path / "optimizer")
+    with pytest.raises(ValueError, match=told):  # so does DeepSpeed's strategy ask
+        shards.compare_type("weight.exp_avg", torch.float32, torch.bfloat16)
+    shards.compare_type("weight.exp_avg_scale", torch.float32, torch.bfloat16)
+    shards.compare_type("weight.exp_avg", torch.bfloat16, torch.bfloat16)
