@@ -100,11 +100,11 @@ together.meet(False)
 print("met", flush=True)
 watch.rest()
 background = Background(accelerator)
-background.begin([lambda: time.sleep(0 if first else SECONDS + 2)])  # as if it had much to write
+background.begin([lambda: time.sleep(0 if first else SECONDS + 2)], print)  # as if it had much to write
 assert background.end() == ""
 print("written", flush=True)
 if first:
-    background.begin([lambda: None])
+    background.begin([lambda: None], print)
     try:
         background.end()
     except TimeoutError:
@@ -116,11 +116,50 @@ together.meet(False)
 """
 
 
+HANGS = """
+import sys, time
+from accelerate import Accelerator
+from train import watch
+from train.background import Background
+
+accelerator = Accelerator(cpu=True)
+background = Background(accelerator)
+watch.begin(SECONDS)
+watch.beat()
+background.begin([lambda: time.sleep(0 if accelerator.is_main_process else 600)], print)  # as if its disk had gone
+for number in range(3 * SECONDS):  # training goes on, and is not disturbed
+    time.sleep(1)
+    watch.beat()
+print("saves next", flush=True)
+background.end()
+"""
+
+
 @pytest.mark.slow
 def test_who_waits_knows_slow_from_dead(tmp_path: Path) -> None:
     """One that reads for longer than the timeout when a run goes on is waited for, as a download is; not a dead one."""
     seconds = 4
-    (tmp_path / "program.py").write_text(PROGRAM.replace("SECONDS", str(seconds)))
+    processes, told = _both(PROGRAM.replace("SECONDS", str(seconds)), tmp_path)
+    assert all("resumed\nmet\nwritten\n" in each for each in told), told
+    assert "given up\n" in told[0], told[0]
+    assert processes[0].returncode == 1
+    assert f"TimeoutError: another process has given no sign of life for {seconds} seconds: it has died" in told[0]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_whose_writing_hangs(tmp_path: Path) -> None:
+    """Who hangs writes where, and ends; who waits for it says so. Both once somebody waits for the checkpoint."""
+    began = time.monotonic()
+    processes, told = _both(HANGS.replace("SECONDS", "2"), tmp_path)
+    assert time.monotonic() - began < 60
+    assert all("saves next\n" in each for each in told), told
+    assert processes[1].returncode == 1 and "Timeout (0:00:02)!" in told[1] and 'program.py", line 11 in' in told[1]
+    assert processes[0].returncode == 1 and "TimeoutError: another process has given no sign of life" in told[0]
+
+
+def _both(program: str, folder: Path) -> tuple[list[subprocess.Popen[str]], list[str]]:
+    """Carry out a program on two processes; return them and what each said."""
+    (folder / "program.py").write_text(program)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -129,19 +168,15 @@ def test_who_waits_knows_slow_from_dead(tmp_path: Path) -> None:
                    "ACCELERATE_USE_CPU": "true"}  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "program.py", str(tmp_path)], cwd=tmp_path, text=True,
+            [sys.executable, "program.py", str(folder)], cwd=folder, text=True,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for rank in range(2)
     ]  # fmt: skip
     try:
-        told = [process.communicate(timeout=120)[0] for process in processes]
+        return processes, [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    assert all("resumed\nmet\nwritten\n" in each for each in told), told
-    assert "given up\n" in told[0], told[0]
-    assert processes[0].returncode == 1
-    assert f"TimeoutError: another process has given no sign of life for {seconds} seconds: it has died" in told[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -25,22 +26,28 @@ class Background:
     def __init__(self, accelerator: Accelerator) -> None:
         self.group: Any = None
         if accelerator.num_processes > 1:
-            self.group = torch.distributed.new_group(backend="gloo")
+            self.group = torch.distributed.new_group(backend="gloo", timeout=together.timeout())
         self._line = together.Line(f"background-{next(_made)}")
         self._thread: threading.Thread | None = None
         self._problem = ""
         self._broken: BaseException | None = None
+        self._since = 0.0
+        """When the step at hand began."""
 
     @property
     def busy(self) -> bool:
         """Whether something was begun whose end was not asked for yet."""
         return self._thread is not None
 
-    def begin(self, steps: Sequence[Callable[[], None]]) -> None:
-        """Begin with steps, as many on each process; none begins one before all have done the one before."""
+    def begin(self, steps: Sequence[Callable[[], None]], failed: Callable[[str], None]) -> None:
+        """Begin with steps, as many on each process; none begins one before all have done the one before.
+
+        Where a step fails, on this process or another, none follows, and `failed` is told why, by the thread. A step
+        may take `watch.patience` seconds, and longer where it gives signs of life itself.
+        """
         assert self._thread is None, "one at a time"
-        self._problem, self._broken = "", None
-        self._thread = threading.Thread(target=self._work, args=(steps,), name="background", daemon=True)
+        self._problem, self._broken, self._since = "", None, time.monotonic()
+        self._thread = threading.Thread(target=self._work, args=(steps, failed), name="background", daemon=True)
         self._thread.start()
 
     def end(self) -> str:
@@ -62,17 +69,19 @@ class Background:
         assert self._thread is not None
         while self._thread.is_alive():
             self._thread.join(0.5)
-            watch.goes_on()  # the thread says itself if it waits in vain
+            if time.monotonic() - self._since < watch.patience():
+                watch.goes_on()  # else a step hangs, or gives signs of life itself, or waits, and says if in vain
         self._thread = None
 
-    def _work(self, steps: Sequence[Callable[[], None]]) -> None:
+    def _work(self, steps: Sequence[Callable[[], None]], failed: Callable[[str], None]) -> None:
         try:
             for step in steps:
-                with nullcontext() if self.group is None else together.alive():  # not while it waits for the others
+                self._since = time.monotonic()
+                with nullcontext() if self.group is None else together.alive(watch.patience()):  # not while it waits
                     problem = _problem_of(step)
                 self._problem = self._agree(problem)
                 if self._problem:
-                    return
+                    return failed(self._problem)
         except BaseException as error:  # another process has died, or is cut off: told to who waits
             self._broken = error
 

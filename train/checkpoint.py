@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -108,6 +108,8 @@ class Checkpoints:
         better = best is None or (value > best if self.higher_is_better else value < best)
         if better and not math.isnan(value):
             self.state.best_update, self.state.best_value, self.state.waited = update, value, 0
+            if update == self.state.update and not self.failed:  # made up for: its checkpoint is written
+                self._settled_best = update, value
         else:
             self.state.waited += 1
 
@@ -131,45 +133,40 @@ class Checkpoints:
         self._written_best = self.state.best_update, self.state.best_value
         state = json.dumps(asdict(self.state), indent=1) if first else ""
         write = partial(self._write, writing, copied or learned, state)
+        steps: list[Callable[[], None]] = [_nothing, write, _nothing, _nothing]
         if first:
-            self._background.begin(
-                [partial(_make, writing), write, partial(manifest.publish, writing, final), self._rotate]
-            )
-        else:
-            self._background.begin([_nothing, write, _nothing, _nothing])
+            steps = [partial(_make, writing), write, partial(manifest.publish, writing, final), self._rotate]
+        self._background.begin(steps, partial(self._clear, update) if first else _unsaid)
         if self._snapshot is None or copied is None:
             self.settle()
 
     def settle(self) -> None:
-        """Wait until the checkpoint at hand is written, or has failed, which is said; on all processes together."""
+        """Wait until the checkpoint at hand is written, or has failed; on all processes together."""
         if not self._background.busy:
             return
-        problem = self._background.end()
-        self.failed = problem != ""
-        if self.failed:
-            return self._report_failure(self.state.update, problem)
-        self._settled_best = self._written_best
+        self.failed = self._background.end() != ""
+        if not self.failed:
+            self._settled_best = self._written_best
+        elif self.is_best(self.state.update):  # a best model that could not be kept is no best
+            self.state.best_update, self.state.best_value = self._settled_best
 
     def leave(self, kind: type[BaseException] | None, *_: object) -> None:
         """Give the checkpoint at hand the time that it needs: the process ends. Not if that is to be at once."""
         if kind is not KeyboardInterrupt:
             self._background.leave()
 
-    def _report_failure(self, update: int, problem: str) -> None:
-        """Say that a save failed; a best model that could not be kept is no best."""
-        if self.is_best(update):
-            self.state.best_update, self.state.best_value = self._settled_best
-        if self.accelerator.is_main_process:
-            free = shutil.disk_usage(self.folder.parent).free / 1e6
-            shutil.rmtree(self._beside(update), ignore_errors=True)
-            log.warning(
-                "the checkpoint after update %d could not be written (%s; %.1f MB free on the disk). Training goes on; "
-                "older checkpoints are whole. Free space, or mend the permissions of %s",
-                update,
-                problem,
-                free,
-                self.folder,
-            )
+    def _clear(self, update: int, problem: str) -> None:
+        """Remove what was written of a save that failed, at once, for others need the space; say so."""
+        free = shutil.disk_usage(self.folder.parent).free / 1e6
+        shutil.rmtree(self._beside(update), ignore_errors=True)
+        log.warning(
+            "the checkpoint after update %d could not be written (%s; %.1f MB free on the disk). Training goes on; "
+            "older checkpoints are whole. Free space, or mend the permissions of %s",
+            update,
+            problem,
+            free,
+            self.folder,
+        )
 
     def ahead(self) -> str:
         """Say from where the run will go on."""
@@ -279,3 +276,7 @@ def _make(folder: Path) -> None:
 
 def _nothing() -> None:
     """What other processes do meanwhile."""
+
+
+def _unsaid(problem: str) -> None:
+    """The first process says it."""

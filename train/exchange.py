@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import distributed
 
+from train import together
+
 
 def exchange() -> Callable[[bytes], list[bytes]]:
     """Return a function that gives what every process says, in the order of their ranks; all call it equally often.
@@ -15,7 +17,9 @@ def exchange() -> Callable[[bytes], list[bytes]]:
     """
     if not distributed.is_initialized():
         return lambda said: [said]
-    group = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+    group = None
+    if distributed.get_backend() != "gloo":
+        group = distributed.new_group(backend="gloo", timeout=together.timeout())
     world = distributed.get_world_size()
 
     def gather(said: bytes) -> list[bytes]:

@@ -22,7 +22,7 @@ from data.encoded import Encoded
 from data.errors import UserError, nearest
 from data.plan import Bounds, MicroBatch, plan_evaluation
 from data.source import Rows, Source, check_columns, open_rows
-from train import files, hardware, notes, overrides, plugins, problems, signals, strategy, tasks, weights
+from train import files, hardware, notes, overrides, plugins, problems, signals, strategy, tasks, together, weights
 from train.evaluation import Coming, Found, joined, predictions
 from train.journal import clock
 from train.memory import Fitting
@@ -105,7 +105,7 @@ def predict(request: Request) -> bool:
             if lines is not None:
                 files.write(_part(folder, number), lines)
         progress.report()
-    gather_object([None])  # all parts are written
+    together.wait()  # until all parts are written, however long the last one takes
     written = all(_part(folder, number).exists() for number in range(len(cuts) - 1))
     complete = all(gather_object([written]))  # all have looked: joining removes them
     if complete:

@@ -21,7 +21,7 @@ from data.cache import Notes, kept
 from data.encoded import Encoded
 from data.order import example_keys
 from data.plan import Bounds, MicroBatch, plan_evaluation
-from train import signals, together, watch
+from train import signals, together
 from train.memory import Fitting
 from train.tasks.base import Task
 from train.weights import fingerprint_of
@@ -118,13 +118,14 @@ def _ask(task: Task, model: Any, encoded: Encoded, accelerator: Accelerator, bou
     shares: list[tuple[Any, Any]] = []
     quiet = not (accelerator.is_main_process and sys.stderr.isatty())
     for part in tqdm(plan[accelerator.process_index], desc="starting model", disable=quiet, dynamic_ncols=True):
-        watch.beat()
+        together.goes_on()
         if signals.stopping():
             break
         if part.filler:  # the model is not wrapped yet: nobody waits for this process
             continue
         shares += fitting(part, lengths, ask)
     model.train(training)
+    together.wait()  # shares take as long as they take
     if together.anyone(accelerator, signals.stopping()):
         raise signals.Stopped
     if accelerator.num_processes > 1:

@@ -26,6 +26,7 @@ from train import (
     output,
     signals,
     strategy,
+    together,
     watch,
     zero,
 )
@@ -131,7 +132,8 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
         if not fit(learner, ahead, evaluate, journal, checkpoints, updates=updates, every=every):
             raise Stopped
         journal.close()
-        written = finish(config, ingredients, learner, evaluators, checkpoints, journal, batches.examples_until)
+        with together.alive():  # the first has much to write
+            written = finish(config, ingredients, learner, evaluators, checkpoints, journal, batches.examples_until)
         complete = True
     except Stopped:
         journal.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.errors import UserError, nearest
 from data.source import check_there
-from train import config, hardware, output, signals
+from train import config, hardware, output, signals, together
 from train.config import RunConfig
 from train.idle import idle_keys
 
@@ -49,9 +49,8 @@ def read(
         from_unknown = invented is not None and invented in str(settings.model.path)
         previous, invented = str(Path(settings.output) / output.MODEL), None
         try:
-            _check_world(
-                settings, world
-            )  # one that begins with what is invented would seem to be another run than before
+            _check_world(settings, world)
+            # one that begins with what is invented would seem to be another run than before
             if not from_unknown and not output.claim(settings, resume_anyway=resume_anyway):
                 _check_files(settings, [stage.config.output for stage in stages])
         except UserError as error:
@@ -112,6 +111,7 @@ def _settle(code: int, folder: Path) -> tuple[int, bool, bool]:
     from accelerate.utils import gather_object
     from accelerate.utils.memory import clear_device_cache
 
+    together.wait()  # for the one that writes, however long it takes
     answers = gather_object([(code, (folder / output.DONE).exists(), signals.stopping())])
     hardware.forget()  # the next stage makes an Accelerator of its own
     clear_device_cache(garbage_collection=True)  # models and Accelerators are full of cycles

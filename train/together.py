@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from train import signals, watch
@@ -38,12 +39,15 @@ def goes_on() -> None:
 
 
 @contextlib.contextmanager
-def alive() -> Iterator[None]:
-    """Say every second that this process lives, to those who `wait`: for work that cannot say itself how it goes on."""
-    over = threading.Event()
+def alive(seconds: float = float("inf")) -> Iterator[None]:
+    """Say every second that this process lives, to those who `wait`: for work that cannot say itself how it goes on.
+
+    No longer than for `seconds`: what takes longer may hang.
+    """
+    over, until = threading.Event(), time.monotonic() + seconds
 
     def say() -> None:
-        while not over.wait(1):
+        while not over.wait(1) and time.monotonic() < until:
             _tell()
 
     saying = threading.Thread(target=say, name="alive", daemon=True)
@@ -53,6 +57,11 @@ def alive() -> Iterator[None]:
     finally:
         over.set()
         saying.join()
+
+
+def timeout() -> timedelta | None:
+    """Return when a collective of a group beside the default one fails: as late as there; None: torch's own choice."""
+    return timedelta(seconds=watch.patience() + 30) if watch.patience() < float("inf") else None
 
 
 class Line:

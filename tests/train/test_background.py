@@ -89,7 +89,7 @@ def test_without_the_memory_for_a_copy_training_waits(
     config = make_config(updates=10, checkpoint__every=3, checkpoint__keep=9, data__validation=None)
     with caplog.at_level(logging.WARNING, "train"):
         assert carry_out(config) == 0
-    assert caplog.text.count("training waits while a checkpoint is written") == 1
+    assert caplog.text.count("from here on training waits while a checkpoint is written") == 1
     assert written(tmp_path / "out", 9) == written(waiting, 9)
 
 
@@ -140,12 +140,43 @@ def test_steps_are_done_in_order_until_one_fails() -> None:
         raise OSError(28, "No space left on device")
 
     assert not background.busy
-    background.begin([lambda: (time.sleep(0.1), done.append(1))[0], lambda: done.append(2)])
+    told: list[str] = []
+    background.begin([lambda: (time.sleep(0.1), done.append(1))[0], lambda: done.append(2)], told.append)
     assert background.busy and background.end() == "" and not background.busy
-    background.begin([lambda: done.append(3), fails, lambda: done.append(4)])
+    background.begin([lambda: done.append(3), fails, lambda: done.append(4)], told.append)
     background.leave()
-    assert background.end() == "OSError: [Errno 28] No space left on device"
+    assert told == ["OSError: [Errno 28] No space left on device"], "told by the thread, before anybody waits for it"
+    assert background.end() == told[0]
     assert done == [1, 2, 3]
+
+
+def test_a_save_that_fails_makes_room_at_once(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not when the next one begins, or the run ends: the disk may be full, and others need it meanwhile."""
+    update, seen = Learner.update, []
+    writing = tmp_path / "out" / "checkpoints" / ".update-00000002.writing"
+
+    def full(written: Path, final: Path) -> None:
+        if final.name == "update-00000002":
+            raise OSError(28, "No space left on device")
+        publish(written, final)
+
+    def looks(self: Learner, number: int, batch: Any) -> Any:
+        if number == 4:  # the checkpoint of update 2 is at hand
+            deadline = time.monotonic() + 30
+            while "after update 2 could not be written" not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+            seen.append(writing.exists())
+        return update(self, number, batch)
+
+    publish = manifest.publish
+    monkeypatch.setattr(manifest, "publish", full)
+    monkeypatch.setattr(Learner, "update", looks)
+    with caplog.at_level(logging.WARNING, "train"):
+        assert carry_out(make_config(updates=8, checkpoint__every=2, checkpoint__keep=9, data__validation=None)) == 0
+    assert seen == [False] and caplog.text.count("could not be written") == 1
+    assert sorted(path.name for path in writing.parent.iterdir()) == [f"update-0000000{each}" for each in (4, 6, 8)]
 
 
 def test_processes_that_cannot_agree_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +187,7 @@ def test_processes_that_cannot_agree_are_told(monkeypatch: pytest.MonkeyPatch) -
         raise TimeoutError("another process has given no sign of life")
 
     monkeypatch.setattr(background._line, "wait", dead)
-    background.begin([lambda: None])
+    background.begin([lambda: None], print)
     with pytest.raises(TimeoutError, match="no sign of life"):
         background.end()
 
