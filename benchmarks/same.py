@@ -28,11 +28,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--updates", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--figure", default="validation/accuracy")
     options = parser.parse_intermixed_args()
     common = [*options.overrides, "epochs=null", f"updates={options.updates}", "tracking.log_every=1"]
     slow()
-    for precision in ("fp32", "bf16"):
+    for precision in options.precisions:
         fast, padded = (
             _losses([options.config, *common, *NO_DROPOUT, f"precision={precision}"], padded=padded)
             for padded in (False, True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from data import pulse
 from data.plan import Bounds
@@ -12,9 +11,6 @@ from train.config import RunConfig
 from train.ingredients import Ingredients, cache_folder, read
 from train.reference import referred
 from train.signals import Stopped
-
-if TYPE_CHECKING:
-    pass
 
 CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
 """What one more micro-batch costs, in tokens that could be computed in that time."""

@@ -90,7 +90,8 @@ def estimate(model: nn.Module, optimizer: Optimizer, fewer: Kept, more: Kept, to
 
 
 def kept(model: nn.Module, forward: Callable[[], object]) -> int:
-    """Return the bytes that `forward()` keeps for a backward pass, weights as they are left out."""
+    """Return the bytes that `forward()` keeps for a backward pass, weights as they are left out: in training, where
+    dropout keeps something too."""
     own = {each.untyped_storage().data_ptr() for each in model.parameters()}
     found: dict[int, int] = {}
 
@@ -100,8 +101,13 @@ def kept(model: nn.Module, forward: Callable[[], object]) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()  # as long as it is there, so is what was kept, and no memory is two tensors'
+    training = model.training
+    model.train()
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            result = forward()  # as long as it is there, so is what was kept, and no memory is two tensors'
+    finally:
+        model.train(training)
     del result
     return sum(found.values())
 

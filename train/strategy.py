@@ -134,6 +134,8 @@ class Prepared:
 
     def step(self, loss: Tensor, max_grad_norm: float | None) -> tuple[Tensor, Tensor]:
         """See `Strategy`. One process waits for the device nowhere."""
+        if self.accelerator.scaler is not None:
+            self._show(loss)
         norm, divisor = self._clip(max_grad_norm)
         skip = (~(torch.isfinite(norm) & torch.isfinite(loss))).to(torch.float32)
         kernels = self._kernels
@@ -141,6 +143,14 @@ class Prepared:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return norm, skip
+
+    def _show(self, loss: Tensor) -> None:
+        """Let a gradient be infinite where the loss is not finite: the scaler of fp16 looks at gradients alone."""
+        for parameter in self.model.parameters():
+            grad: Any = getattr(parameter.grad, "_local_tensor", parameter.grad)
+            if grad is not None and grad.numel():
+                grad[(0,) * grad.ndim].add_(torch.where(torch.isfinite(loss), 0.0, torch.inf))
+                return
 
     def _clip(self, max_grad_norm: float | None) -> tuple[Tensor, Tensor | None]:
         """Return the norm of the gradients, and by what fused kernels have yet to divide them.
@@ -150,6 +160,7 @@ class Prepared:
         """
         every = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if self.shares_out or self.accelerator.scaler is not None or any(each.dtype != torch.float32 for each in every):
+            every = list(self.model.parameters())  # as Accelerate knows them: others it would unscale twice
             return whole(self.accelerator.clip_grad_norm_(every, max_grad_norm or torch.inf)), None
         norm = nn.utils.get_total_norm([parameter.grad for parameter in every if parameter.grad is not None])
         return norm, None if max_grad_norm is None else ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)

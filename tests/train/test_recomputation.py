@@ -138,6 +138,8 @@ def test_what_is_kept_is_foretold(family: str) -> None:
                 for lengths in ((40, 38), (40, 38, 36, 38))
             )
             real = kept(model, lambda: forward(model, (40, 38, 36, 38) * 4))
+            assert kept(model.eval(), lambda: forward(model, (40, 38, 36, 38) * 4)) == real and not model.training
+            model.train()  # models are read to be judged, and learn later
         found = estimate(model, optimizer, fewer, more, 4 * more.tokens)
         assert found.activations == pytest.approx(real, rel=0.15)
     weights = sum(each.numel() for each in model.parameters()) * 4

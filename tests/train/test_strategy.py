@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from data.errors import UserError
@@ -86,6 +87,41 @@ def test_whether_processes_hold_copies_is_one_notion(kind: str, whole: bool) -> 
     assert strategy.copies(asked) is whole
     assert evaluation.copies is update.copies is strategy.copies
     assert not hasattr(memory, "is_shared_out")
+
+
+@pytest.mark.parametrize("loss", [1.0, torch.inf, torch.nan])
+def test_in_fp16_an_update_whose_loss_is_not_finite_is_left_out(loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients may be finite, and the scaler looks at nothing else."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1))
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler, accelerator.native_amp = torch.amp.GradScaler("cpu", init_scale=8.0), True
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+    before = copy.deepcopy(model.state_dict())
+    spread = strategy.Prepared(accelerator, model, AcceleratedOptimizer(optimizer, scaler=accelerator.scaler))
+    accelerator._optimizers.append(spread.optimizer)
+    accelerator.scaler.scale(model(torch.ones(4, 3)).sum()).backward()
+    norm, skipped = spread.step(torch.tensor(loss, dtype=torch.float64), 1.0)
+    same = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert same == bool(skipped) == (loss != 1.0) and torch.isfinite(norm) == (loss == 1.0)
+    assert accelerator.scaler.get_scale() == (8.0 if loss == 1.0 else 4.0)
+
+
+def test_accelerate_clips_the_parameters_that_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of FSDP2 in fp16 it would unscale others twice: those that learn, where something is frozen."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    accelerator, given = Accelerator(cpu=True), []
+    monkeypatch.setattr(strategy.Prepared, "shares_out", True)
+    monkeypatch.setattr(
+        accelerator, "clip_grad_norm_", lambda these, norm: given.append((these, norm)) or torch.tensor(2.0)
+    )
+    spread = strategy.Prepared(accelerator, model, build_optimizer(model, OptimConfig()))
+    assert spread._clip(1.5) == (torch.tensor(2.0), None)
+    (these, norm), every = given[0], list(model.parameters())
+    assert norm == 1.5 and len(these) == len(every)
+    assert all(one is other for one, other in zip(these, every, strict=True))
 
 
 @pytest.mark.parametrize("norm", [0.5, 1e6])
