@@ -41,16 +41,20 @@ def whole(build: Build) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def shared(build: Build, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Every task's runs on 2 and on 3 processes, and one on 2 that stops on the way and goes on: `run` names them."""
-    for world in (2, 3):
-        jobs = [{"config": build(name, f"world-{world}")} for name in TASKS]
-        if world == 2:
-            for name in TASKS:
-                settings = {"precision": "fp32", "model__config": {}}
-                jobs.append({"config": build(name, "steady-2", **settings)})
-                jobs.append({"config": build(name, "stopped-2", **settings), "stop_after": 3})
-                jobs.append({"config": build(name, "stopped-2", **settings)})
-        launch(jobs, world, tmp_path_factory.mktemp("jobs"))
+    """Every task's run on 2 processes, and one on 2 that stops on the way and goes on: `run` names them."""
+    jobs = [{"config": build(name, "world-2")} for name in TASKS]
+    for name in TASKS:
+        settings = {"precision": "fp32", "model__config": {}}
+        jobs.append({"config": build(name, "steady-2", **settings)})
+        jobs.append({"config": build(name, "stopped-2", **settings), "stop_after": 3})
+        jobs.append({"config": build(name, "stopped-2", **settings)})
+    launch(jobs, 2, tmp_path_factory.mktemp("jobs"))
+
+
+@pytest.fixture(scope="module")
+def shared_by_three(build: Build, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every task's run on 3 processes."""
+    launch([{"config": build(name, "world-3")} for name in TASKS], 3, tmp_path_factory.mktemp("jobs"))
 
 
 def test_there_are_tasks() -> None:
@@ -69,11 +73,22 @@ def test_the_cut_does_not_matter(name: str, build: Build, whole: Callable[[str],
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_processes_do_not_matter(name: str, build: Build, whole: Callable[[str], Path], shared: None) -> None:
-    for world in (2, 3):
-        output = Path(build(name, f"world-{world}")["output"])
-        assert json.loads((output / "result.json").read_text())["world_size"] == world
-        same(output, whole(name))
+def test_two_processes_do_not_matter(name: str, build: Build, whole: Callable[[str], Path], shared: None) -> None:
+    check_world(2, name, build, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_three_processes_do_not_matter(
+    name: str, build: Build, whole: Callable[[str], Path], shared_by_three: None
+) -> None:
+    check_world(3, name, build, whole)
+
+
+def check_world(world: int, name: str, build: Build, whole: Callable[[str], Path]) -> None:
+    output = Path(build(name, f"world-{world}")["output"])
+    assert json.loads((output / "result.json").read_text())["world_size"] == world
+    same(output, whole(name))
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -134,6 +134,32 @@ print("saves next", flush=True)
 background.end()
 """
 
+WRITES = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate import Accelerator, InitProcessGroupKwargs
+from train import stages, together, watch
+
+patience = InitProcessGroupKwargs(timeout=timedelta(seconds=SECONDS))
+accelerator = Accelerator(cpu=True, kwargs_handlers=[patience])
+watch.begin(SECONDS)
+watch.rest()
+with together.alive():
+    time.sleep(3 * SECONDS if accelerator.is_main_process else 0)  # as if it wrote a large model
+assert stages._settle(0, Path(sys.argv[1])) == (0, False, False)
+print("settled", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_next_stage_waits_for_what_the_first_process_writes(tmp_path: Path) -> None:
+    """However long it takes: a collective would fail after the timeout."""
+    processes, told = _both(WRITES.replace("SECONDS", "2"), tmp_path)
+    assert [process.returncode for process in processes] == [0, 0], told
+    assert all("settled" in each for each in told)
+
 
 @pytest.mark.slow
 def test_who_waits_knows_slow_from_dead(tmp_path: Path) -> None:

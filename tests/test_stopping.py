@@ -113,12 +113,20 @@ def test_alone(phase: str, build: Build, request: pytest.FixtureRequest) -> None
     assert outcome(config) == outcome(whole)
 
 
-def test_one_of_two(build: Build, tmp_path: Path) -> None:
+FAST = ("encoding", "update", "evaluation", "saving")
+
+
+@pytest.mark.parametrize(
+    "chosen", [FAST, pytest.param(tuple(phases.PHASES), marks=pytest.mark.slow)], ids=["four", "all"]
+)
+def test_one_of_two(chosen: tuple[str, ...], build: Build, tmp_path: Path) -> None:
     """The second process is asked; in two phases the first one is, by the file."""
-    jobs: list[dict[str, Any]] = [{"config": whole_of(build, phase, "two")} for phase in ("update", "compile", *TASK)]
+    name = f"two-{len(chosen)}"
+    wholes = {config["output"]: config for config in (whole_of(build, phase, name) for phase in chosen)}
+    jobs: list[dict[str, Any]] = [{"config": config} for config in wholes.values()]
     configs = {}
-    for phase in phases.PHASES:
-        config = configs[phase] = config_of(build, phase, f"two-{phase}")
+    for phase in chosen:
+        config = configs[phase] = config_of(build, phase, f"{name}-{phase}")
         ask: dict[str, Any] = {"phase": phase, "rank": 1}
         if phase in ("update", "evaluation"):
             ask = {"phase": phase, "rank": 0, "stop_file": str(Path(config["output"]) / "STOP")}
@@ -126,5 +134,5 @@ def test_one_of_two(build: Build, tmp_path: Path) -> None:
     jobs = [{**job, "backend": "aot_eager"} for job in jobs]
     launch(jobs, 2, tmp_path)
     for phase, config in configs.items():
-        assert outcome(config) == outcome(whole_of(build, phase, "two")), phase
+        assert outcome(config) == outcome(whole_of(build, phase, name)), phase
         assert not list(Path(config["output"]).glob("STOP*")), "nothing of it stays in the way"
