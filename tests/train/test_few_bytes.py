@@ -25,7 +25,7 @@ MakeConfig = Callable[..., dict[str, Any]]
 KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"optim__states": "bf16"},
     "8bit": {"optim__states": "8bit"},
-    "all": {"optim__states": "8bit", "optim__parameters": "bf16", "precision": "bf16"},
+    "all": {"optim__states": "8bit", "optim__parameters": "bf16", "precision": "bf16", "micro_batch_size": 5},
 }
 
 
