@@ -40,13 +40,13 @@ def enable(model: nn.Module) -> None:
 
 def drop(values: Tensor, probability: float) -> Tensor:
     """Return `values` with each one 0 by `probability`, the others scaled up for it."""
-    if ROUNDED[0] <= probability <= ROUNDED[1]:
-        return values * noise(values.shape, probability, values.dtype)
-    return nn.functional.dropout(values, probability)
+    return values * noise(values.shape, probability, values.dtype)
 
 
 def noise(shape: Sequence[int], probability: float, dtype: torch.dtype) -> Tensor:
-    """Return what dropout multiplies by: 0 by `probability` (one within ROUNDED), else what makes the mean 1."""
+    """Return what dropout multiplies by: 0 by `probability`, else what makes the mean 1."""
+    if not ROUNDED[0] <= probability <= ROUNDED[1]:
+        return nn.functional.dropout(torch.ones(shape, dtype=dtype), probability)
     dropped, count = round(probability * STEPS), math.prod(shape)
     drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
     kept = torch.empty(shape, dtype=dtype)

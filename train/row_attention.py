@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.plan import Bounds, cut
-from train import dropout as draws
+from train import dropping_attention
+from train.dropping_attention import Places
 
 OVERHEAD = 2_000
 """What one more group costs, in pairs of tokens (of all heads) that could have been computed in that time."""
@@ -61,7 +62,7 @@ class Groups:
     empty: Tensor
     """int64 (E,): places where no token is."""
     _masks: list[tuple[Tensor, list[Tensor | None]]] = field(default_factory=list)
-    _moves: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    _places: dict[int, Places] = field(default_factory=dict)
 
     def masks(self, mask: Tensor) -> list[Tensor | None]:
         """Return the mask of each group. Layers ask with the same few masks, which are taken apart once."""
@@ -72,9 +73,9 @@ class Groups:
         self._masks.append((mask, masks))
         return masks
 
-    def moves(self, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return `there`, `back` and `empty` for tokens of several heads: (N, heads) ↔ groups of (R, heads, W)."""
-        if heads not in self._moves:
+    def places(self, heads: int) -> Places:
+        """Return where tokens of several heads are: (N, heads) ↔ groups of (R, heads, W)."""
+        if heads not in self._places:
             head, there, places, first = torch.arange(heads), list[Tensor](), list[Tensor](), 0
             for group in self.groups:
                 rows, width = group.real.shape
@@ -84,8 +85,10 @@ class Groups:
                 places.append(torch.arange(first, last).view(rows, heads, width).mT.reshape(-1, heads))
                 first = last
             place = torch.cat(places)
-            self._moves[heads] = torch.cat(there), place[self.back].flatten(), place[self.empty].flatten()
-        return self._moves[heads]
+            shapes = [(len(group.rows) * heads, group.real.shape[1]) for group in self.groups]
+            back, empty = place[self.back].flatten(), place[self.empty].flatten()
+            self._places[heads] = Places(torch.cat(there), back, empty, shapes)
+        return self._places[heads]
 
 
 def group(mask: Tensor, overhead: int = OVERHEAD) -> Groups:
@@ -129,38 +132,38 @@ def attend(
     """(1, heads, N, d) each, and which tokens of a row see which, bool (B, heads or 1, T, T) → (1, N, heads, d)."""
     heads, size = query.shape[1], value.shape[3]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
-    there, back, empty = groups.moves(heads)
-    sizes = [group.real.numel() * heads for group in groups.groups]
-    shapes = [(len(group.rows), heads, group.real.shape[1], -1) for group in groups.groups]
+    places, seen = groups.places(heads), groups.masks(mask)
+    tensors = [_tokens(each) for each in (query, key, value)]
+    if dropout:
+        if torch.is_autocast_enabled("cpu"):
+            tensors = [each.to(torch.get_autocast_dtype("cpu")) for each in tensors]
+        hidden = [_hidden(each, heads, tensors[0].dtype) for each in seen]
+        found = dropping_attention.attend(places, tensors, hidden, dropout, scale)
+        return found.view(1, -1, heads, size)
+    sizes = [rows * width for rows, width in places.shapes]
+    shapes = [(rows // heads, heads, width, -1) for rows, width in places.shapes]
     queries, keys, values = (
         [part.view(shape) for part, shape in zip(torch.split(each, sizes), shapes, strict=True)]
-        for each in (_moved(_tokens(tensor), there, back, None) for tensor in (query, key, value))
+        for each in (_moved(tensor, places.there, places.back, None) for tensor in tensors)
     )
-    found = [
-        _within(*each, dropout, scale).reshape(-1, size)
-        for each in zip(queries, keys, values, groups.masks(mask), strict=True)
+    parts = [
+        functional.scaled_dot_product_attention(*each[:3], attn_mask=each[3], scale=scale).reshape(-1, size)
+        for each in zip(queries, keys, values, seen, strict=True)
     ]
-    return _moved(torch.cat(found), back, there, empty).view(1, -1, heads, size)
+    return _moved(torch.cat(parts), places.back, places.there, places.empty).view(1, -1, heads, size)
 
 
 def _tokens(tensor: Tensor) -> Tensor:
     """(1, heads, N, d) → (N x heads, d), which the projection has left so in memory."""
-    return tensor[0].transpose(0, 1).flatten(0, 1)
+    return tensor.squeeze(0).transpose(0, 1).flatten(0, 1)
 
 
-def _within(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, dropout: float, scale: float) -> Tensor:
-    """(R, heads, W, d) each → (R, heads, W, d)."""
-    if not dropout:
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale)
-    rows, heads = query.shape[:2]
-    query, key, value = (each.flatten(0, 1) for each in (query, key, value))
+def _hidden(seen: Tensor | None, heads: int, dtype: torch.dtype) -> Tensor | None:
+    """bool (R, heads or 1, 1 or W, W), which tokens see which → what is added to scores, (R x heads, 1 or W, W)."""
     if seen is None:
-        scores = torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=scale)
-    else:
-        hidden = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, -torch.inf)
-        hidden = hidden.expand(rows, heads, -1, -1).flatten(0, 1)
-        scores = torch.baddbmm(hidden, query, key.mT, alpha=scale)
-    return draws.drop(scores.softmax(-1), dropout) @ value
+        return None
+    added = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    return added.expand(-1, heads, -1, -1).flatten(0, 1)
 
 
 def _moved(tensor: Tensor, there: Tensor, back: Tensor, empty: Tensor | None) -> Tensor:
