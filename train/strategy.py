@@ -162,7 +162,7 @@ class Prepared:
         if self.shares_out or self.accelerator.scaler is not None or any(each.dtype != torch.float32 for each in every):
             every = list(self.model.parameters())  # as Accelerate knows them: others it would unscale twice
             return whole(self.accelerator.clip_grad_norm_(every, max_grad_norm or torch.inf)), None
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in every if parameter.grad is not None])
+        norm = _norm([parameter.grad for parameter in every if parameter.grad is not None])
         return norm, None if max_grad_norm is None else ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)
 
     def model_tensors(self, *, only_what_learns: bool = False) -> dict[str, Tensor]:
@@ -274,6 +274,18 @@ def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) ->
     )
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in named_layers(model)})
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """Return the norm of all gradients together.
+
+    On CPUs of rows first: PyTorch takes a whole tensor in one thread, and of an embedding's 12 million values in fp32
+    loses 5 in 10,000.
+    """
+    if any(gradient.device.type != "cpu" for gradient in gradients):
+        return nn.utils.get_total_norm(gradients)
+    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
+    return torch.linalg.vector_norm(torch.cat(rows)) if rows else torch.zeros(())
 
 
 def whole(tensor: Tensor) -> Tensor:
