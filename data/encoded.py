@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +38,13 @@ class Encoded:
     beside: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Columns of numbers that no encoder can know, by name: (n, ...), the examples first."""
     partial: bool = False  # whether these are only the first of a stream
+    larger_than_memory: bool = False
+    """Whether the system cannot keep them in memory: then it reads what is looked at alone."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of their files."""
+        return sum(Path(file["filename"]).stat().st_size for file in self.dataset.cache_files)
 
     def features(self, ids: NDArray[np.int64]) -> Features:
         """Return the columns of the examples `ids`, in that order. Reads only those rows: O(len(ids))."""
@@ -54,7 +62,7 @@ class Encoded:
     @cached_property
     def _columns(self) -> MappedColumns:
         """The same where they lie, if that is simple: a row so takes 1 us, from a table 15."""
-        mapped = MappedColumns(self.dataset.data.table)
+        mapped = MappedColumns(self.dataset.data.table, alone=self.larger_than_memory)
         mapped.simple = mapped.simple and self.dataset._indices is None
         return mapped
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,9 +101,10 @@ def read(config: RunConfig) -> Ingredients:
     for role, sources in rows.items():
         for source in sources:
             check_columns(source, task.columns, f"data.{role}")
-        splits[role] = encode_sources(
+        encoded = encode_sources(
             sources, task, tokenizer, max_length, skip_bad=config.data.on_bad_row == "skip", cache=cache
         )
+        splits[role] = replace(encoded, larger_than_memory=encoded.size > hardware.free_memory())
     streams: Sequence[Stream] = ()
     if streamed:
         streams = streamed.streams(config.data, config.seed, task, tokenizer, max_length)

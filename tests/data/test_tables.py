@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +125,39 @@ def test_examples_are_read_both_ways_alike(tmp_path: Path) -> None:
     part = Encoded(dataset.select(range(3, 14)), (11,), (), 0, "")
     same(part.features(np.array([10, 0, 4])), arrays(whole.take([13, 3, 7])))
     same(mapped.features(ids[:0]), arrays(whole.take(ids[:0])))
+
+
+def test_of_files_larger_than_memory_little_else_is_read(tmp_path: Path) -> None:
+    """Counted by the system, of a file that it was told to forget."""
+    rows = 200_000
+    ids = pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * 40, np.ones(40 * rows, dtype=np.int32))
+    whole = pa.table({"row": np.arange(rows), "input_ids": ids, "length": np.full(rows, 40, dtype=np.int32)})
+    file = tmp_path / "a.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
+        writer.write_table(whole)
+    chosen = np.random.default_rng(0).integers(0, rows, 20)
+
+    def read(**how: bool) -> int:
+        """Return the bytes that come from the disk for some rows."""
+        gc.collect()  # what is mapped is not forgotten
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+        encoded = Encoded(Dataset.from_file(str(file)), (rows,), (), 0, "", **how)  # type: ignore[arg-type]
+        before = _from_disk()
+        same(encoded.features(chosen), arrays(whole.take(chosen)))
+        return _from_disk() - before
+
+    assert Encoded(Dataset.from_file(str(file)), (rows,), (), 0, "").size == file.stat().st_size > 30e6
+    everything = read()
+    if everything < 10e6:
+        pytest.skip("nothing is read ahead here: memory is the disk, or another system")
+    assert read(larger_than_memory=True) < everything / 10
+
+
+def _from_disk() -> int:
+    """Return the bytes that were read from the disk for this process; 0 where nobody counts them."""
+    counts = Path("/proc/self/io")
+    lines = counts.read_text().splitlines() if counts.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("read_bytes")), 0)
