@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.compare.__main__ import ROOT, where
-from benchmarks.growth import rows
+from benchmarks.growth import in_turn, rows
 
 Told = dict[str, list[dict[str, float]]]
 """The figures of each round, by what was measured."""
@@ -49,6 +49,9 @@ def main() -> None:
         sizes = [10**power for power in range(3, options.most + 1)] if not options.processes else [10**6]
         for size in sizes:
             rows.lay(folder, size)
+        if options.in_turn:
+            print("\n".join([where(), "", *in_turn.measure(folder, sizes, options.in_turn)]), flush=True)
+            return
         file = folder / ("processes.json" if options.processes else "figures.json")
         told: Told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         for _ in range(options.rounds):
@@ -72,6 +75,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=1_000, help="of the input alone")
     parser.add_argument("--only", choices=("training", "input"), help="measure this alone")
     parser.add_argument("--processes", action="store_true", help="one process against two")
+    parser.add_argument("--in-turn", type=int, metavar="N", help="updates of each size, in one run")
     parser.add_argument("--folder", type=Path, help="rows (8 GB) and figures; else they are thrown away")
     parser.add_argument("--results", type=Path, help="write the table there, too")
     return parser.parse_args()
