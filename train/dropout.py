@@ -40,7 +40,7 @@ def enable(model: nn.Module) -> None:
 
 def drop(values: Tensor, probability: float) -> Tensor:
     """Return `values` with each one 0 by `probability`, the others scaled up for it."""
-    return values * noise(values.shape, probability, values.dtype)
+    return values * noise(values.shape, probability, values.dtype) if probability else values
 
 
 def noise(shape: Sequence[int], probability: float, dtype: torch.dtype) -> Tensor:

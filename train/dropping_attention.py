@@ -50,15 +50,14 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """(N, d) each → (N, d)."""
         moved = [each.index_select(0, places.there) for each in (query, key, value)]
-        exact = torch.promote_types(query.dtype, torch.float32)  # of probabilities
-        noise = draws.noise((sum(rows * width**2 for rows, width in places.shapes),), probability, exact)
+        noise = draws.noise((sum(rows * width**2 for rows, width in places.shapes),), probability, query.dtype)
         found = torch.empty_like(moved[2])
         probabilities = list[Tensor]()
         for queries, keys, values, out, factors, mask in zip(
             *(_groups(each, places) for each in (*moved, found)), _squares(noise, places), masks, strict=True
         ):
-            probable = _scores(queries, keys, mask, scale).softmax(-1, dtype=exact)
-            torch.bmm((probable * factors).to(query.dtype), values, out=out)
+            probable = _scores(queries, keys, mask, scale).softmax(-1)
+            torch.bmm(probable * factors, values, out=out)
             probabilities.append(probable)
         ctx.save_for_backward(*moved, noise, *probabilities)
         ctx.places, ctx.scale = places, scale
@@ -76,10 +75,10 @@ class _Attention(torch.autograd.Function):
             *(_groups(each, places) for each in (query, key, value, of_found, *gradients)),
             _squares(noise, places), probabilities, strict=True,
         ):  # fmt: skip
-            torch.bmm((probable * factors).to(query.dtype).mT, out, out=of_values)
+            torch.bmm((probable * factors).mT, out, out=of_values)
             of_probable = torch.bmm(out, values.mT) * factors
             of_scores = torch.ops.aten._softmax_backward_data(of_probable, probable, -1, probable.dtype)
-            of_scores = of_scores.mul_(ctx.scale).to(query.dtype)
+            of_scores.mul_(ctx.scale)
             torch.bmm(of_scores, keys, out=of_queries)
             torch.bmm(of_scores.mT, queries, out=of_keys)
         return (*(each.index_select(0, places.back) for each in gradients), None, None, None, None)

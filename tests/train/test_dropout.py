@@ -92,6 +92,7 @@ def test_what_would_be_rounded_away_is_left_to_pytorch(probability: float) -> No
     found = dropout.drop(values, probability)
     torch.manual_seed(0)
     assert torch.equal(found, nn.functional.dropout(values, probability))
+    assert (found is values) == (probability == 0), "nothing is computed, nothing kept"
 
 
 class Other(nn.Dropout):

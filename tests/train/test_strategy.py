@@ -158,3 +158,8 @@ def test_the_norm_of_large_gradients() -> None:
     assert strategy._norm([gradient.double() for gradient in gradients]).item() == pytest.approx(exact.item(), rel=1e-9)
     assert not strategy._norm([]).item()
     assert strategy._norm([torch.ones(2), torch.full((2, 2), torch.nan)]).isnan()
+    model = nn.ParameterList([torch.zeros_like(gradient) for gradient in gradients])
+    prepared = strategy.prepare(Accelerator(cpu=True), model, build_optimizer(model, OptimConfig()), "fp32")
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    assert prepared.step(torch.tensor(1.0), None)[0].item() == pytest.approx(exact.item(), rel=1e-6)
