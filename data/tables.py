@@ -107,7 +107,9 @@ class MappedColumns:
             self.simple = False
             return ()
         if self.alone:
-            _alone([buffer for chunk in chunks for buffer in chunk.buffers() if buffer is not None])
+            _alone(
+                [buffer for chunk in chunks for buffer in chunk.buffers() if buffer]
+            )  # not empty ones, which are nowhere
         columns = tuple(map(_lying, chunks))
         self._chunks[number] = columns
         return columns

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,6 +156,21 @@ def test_of_files_larger_than_memory_little_else_is_read(tmp_path: Path) -> None
     if everything < 10e6:
         pytest.skip("nothing is read ahead here: memory is the disk, or another system")
     assert read(larger_than_memory=True) < everything / 10
+
+
+def test_a_part_of_a_file_is_told_of_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a column is a list of nothing, which lies nowhere."""
+    whole = table_of({"row": [*range(9)], "labels": [[]] * 9, "length": [3] * 9})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
+        writer.write_table(whole)
+    told = list[tuple[int, int, int]]()
+    library = SimpleNamespace(madvise=lambda *given: told.append(given))
+    monkeypatch.setattr(tables.ctypes, "CDLL", lambda _: library)
+    dataset = Dataset.from_file(str(tmp_path / "a.arrow"))
+    found = Encoded(dataset, (9,), (), 0, "", larger_than_memory=True).features(np.array([8, 0]))
+    same(found, arrays(whole.take([8, 0])))
+    ((first, size, advice),) = told
+    assert first % mmap.PAGESIZE == 0 and 0 < size < 3 * mmap.PAGESIZE and advice == mmap.MADV_RANDOM
 
 
 def _from_disk() -> int:
