@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionMaskInterface, PreTrainedModel
 
 from tests.conftest import figures
 from tests.distributed import ROOT, launch
@@ -27,6 +31,11 @@ from tests.every_task._runs import (
     same,
 )
 from tests.worker import carry_out
+from train import hardware
+from train.update import Learner
+
+ASKING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+"""Operators whose answer a host waits for."""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +81,7 @@ def test_the_cut_does_not_matter(name: str, build: Build, whole: Callable[[str],
     same(Path(config["output"]), whole(name))
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("name", TASKS)
 def test_two_processes_do_not_matter(name: str, build: Build, whole: Callable[[str], Path], shared: None) -> None:
     check_world(2, name, build, whole)
@@ -91,6 +101,7 @@ def check_world(world: int, name: str, build: Build, whole: Callable[[str], Path
     same(output, whole(name))
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("name", TASKS)
 def test_a_stop_in_the_middle_of_an_epoch_does_not_matter(name: str, build: Build, shared: None) -> None:
     """Dropout on, fp32: the weights are equal to the last bit, on one process and on two."""
@@ -107,6 +118,39 @@ def test_a_stop_in_the_middle_of_an_epoch_does_not_matter(name: str, build: Buil
         ]
         assert weights[0] == weights[1], f"{world} processes"
         assert records(steady) == records(stopped)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_update_asks_for_a_value(name: str, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that would be to wait for it: none is read between two log lines, counted here where no GPU is.
+
+    Without what a CPU does in another way: transformers looks at masks there, and so does what leaves padding out
+    (`tests/gpu/test_updates.py` counts everything).
+    """
+    read, real = list[int](), Learner.update
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, operator: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+            read[-1] += operator in ASKING and not _of_masks()
+            return operator(*given, **(named or {}))
+
+    def update(self: Learner, number: int, batch: Any) -> Any:
+        read.append(0)
+        with Reads():
+            return real(self, number, batch)
+
+    monkeypatch.setattr(Learner, "update", update)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "sdpa", None)  # what it was comes back at the end
+    monkeypatch.setattr(PreTrainedModel, "warn_if_padding_and_no_attention_mask", None)
+    hardware._never_ask_masks()  # as on a GPU
+    asked = {"padding_free": False, "tracking__log_every": 100, "evaluate__every": 100, "micro_batch_size": 11}
+    assert carry_out(build(name, "asked", updates=3, epochs=None, **asked)) == 0
+    assert read == [0, 0, 0]
+
+
+def _of_masks() -> bool:
+    """Whether transformers is making a mask."""
+    return any(frame.f_globals["__name__"] == "transformers.masking_utils" for frame, _ in traceback.walk_stack(None))
 
 
 @pytest.fixture(scope="module")

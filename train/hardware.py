@@ -183,9 +183,10 @@ def _choose_kernels() -> None:
 
 def _never_ask_masks() -> None:
     """Let transformers make a mask of what it is given, where there are gradients, without asking the GPU whether all
-    of it is ones: it would wait for the answer in every micro-batch. Who has no padding gives no mask."""
+    of it is ones, nor, where none is given, whether there is padding all the same, to warn of it: it would wait for the
+    answer in every micro-batch. Who has no padding gives no mask."""
     import torch
-    from transformers import AttentionMaskInterface
+    from transformers import AttentionMaskInterface, PreTrainedModel
     from transformers.masking_utils import sdpa_mask
 
     def made(**options: Any) -> torch.Tensor | None:
@@ -194,6 +195,7 @@ def _never_ask_masks() -> None:
         return sdpa_mask(**options)
 
     AttentionMaskInterface.register("sdpa", made)
+    PreTrainedModel.warn_if_padding_and_no_attention_mask = lambda *_: None  # type: ignore[method-assign]
 
 
 def seed_dropout(seed: int, update: int, process: int) -> None:
