@@ -49,7 +49,7 @@ def table(rounds: Rounds, work_per_token: float, machine: Machine) -> list[str]:
     """
     lines = [
         "| | real tokens/s | targets/s | ours / this (95 %) | padding efficiency | MFU | of best matmul | memory | "
-        "first update | loss |",
+        "first update | mean loss |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for peer, tellings in rounds.items():

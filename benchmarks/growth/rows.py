@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def opened(settings: Any) -> Any:
     from data.encode import encode_sources
     from data.source import open_rows
     from train import plugins, tasks
+    from train.hardware import free_memory
     from train.ingredients import cache_folder
     from train.tokenizer import load_tokenizer
 
@@ -69,7 +71,8 @@ def opened(settings: Any) -> Any:
     rows = [part for source in sources for part in source]
     tokenizer, _ = load_tokenizer(settings.model, rows, cache, None, settings.task.text_columns)
     task = plugins.load(tasks, "task", settings.task.name).task.prepare(settings.task, rows, tokenizer)
-    return encode_sources(sources, task, tokenizer, settings.data.max_length, skip_bad=False, cache=cache)
+    found = encode_sources(sources, task, tokenizer, settings.data.max_length, skip_bad=False, cache=cache)
+    return replace(found, larger_than_memory=found.size > free_memory())
 
 
 def _write_rows(file: Path, rows: int) -> None:
