@@ -4,11 +4,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart test test-deepspeed test-slow lint types schema clean
+.PHONY: help install quickstart test test-whole-runs test-deepspeed test-slow lint types schema clean
 
 help:
 	@echo "make quickstart   install, then fine-tune a pretrained model on the shipped reviews (CPU, minutes)"
-	@echo "make test         install, then all fast tests; make test-deepspeed; make test-slow: the long campaigns"
+	@echo "make test         install, then all fast tests, minutes"
+	@echo "make test-whole-runs test-deepspeed test-slow   several processes, kills, a cluster; DeepSpeed; long campaigns"
 	@echo "make lint types   ruff; mypy"
 
 install: $(VENV)/installed
@@ -23,13 +24,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 quickstart: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m train configs/quickstart.yaml
 
+SHARED_OUT := --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 test: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SHARED_OUT)
+
+test-whole-runs: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SHARED_OUT) -m 'whole_run and not slow'
 
 # By itself: where DeepSpeed is installed transformers imports it into everything, which takes seconds each time.
 test-deepspeed: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deepspeed]'
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_strategies.py -k zero; code=$$?; \
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_strategies.py -k zero -m 'not slow'; code=$$?; \
 	$(BIN)/python -m pip uninstall --quiet --yes deepspeed; exit $$code
 
 test-slow: install

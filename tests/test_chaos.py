@@ -120,6 +120,7 @@ def campaign(make_config: MakeConfig, folder: Path, kills: int) -> tuple[int, in
     return finished, met, most
 
 
+@pytest.mark.whole_run
 def test_two_kills(make_config: MakeConfig, tmp_path: Path) -> None:
     finished, met, lost = campaign(make_config, tmp_path, 2)
     assert finished >= 1 and met >= 1

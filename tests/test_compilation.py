@@ -75,6 +75,7 @@ def losses(model: Any, *, masked: bool) -> list[float]:
 LEARNED: list[int] = []
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("masked", [True, pytest.param(False, marks=SLOW)])
 @pytest.mark.parametrize("kind", ["tiny_model", "tiny_decoder", pytest.param("tiny_encoder_decoder", marks=T5)])
 def test_the_number_of_graphs_does_not_grow_with_lengths(
@@ -102,6 +103,7 @@ def test_the_number_of_graphs_does_not_grow_with_lengths(
     assert graphs() == before
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize(
     "name", [pytest.param("text_classification", marks=SLOW), "causal_lm", pytest.param("seq2seq", marks=T5)]
 )
@@ -149,6 +151,7 @@ def test_processes_and_strategies(cases: list[Any], build: Build, tmp_path: Path
         assert " compile 2 " in (output / "logs" / "rank-0.log").read_text()
 
 
+@pytest.mark.whole_run
 def test_with_the_real_compiler_and_dropout(make_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """fp32: losses to 1e-5 as not compiled, and to the last bit where it was stopped and went on."""
     outputs = {}

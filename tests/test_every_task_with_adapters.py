@@ -57,6 +57,7 @@ def test_the_cut_does_not_matter(name: str, build: Build, whole: Callable[[str],
     same(Path(config["output"]), whole(name))
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("name", TASKS)
 def test_with_an_adapter_neither_processes_nor_a_stop_matter(
     name: str, build: Build, whole: Callable[[str], Path], adapted: None
@@ -83,6 +84,7 @@ def fresh(whole: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
     )
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("name", TASKS)
 def test_the_exported_adapter_is_of_use_in_a_fresh_process(
     name: str, whole: Callable[[str], Path], fresh: dict[str, Any]

@@ -24,6 +24,7 @@ def taken(record: Path) -> list[list[int]]:
     return [sorted(json.loads(line)[1]) for line in record.read_text().splitlines()]
 
 
+@pytest.mark.whole_run
 def test_neither_the_cut_nor_the_processes_nor_a_stop_matter(make_config: MakeConfig, tmp_path: Path) -> None:
     """Five updates an epoch, the last of 22 examples: a window of three and one of two. Stopped in the first of each
     world after update 7, the second of a window."""

@@ -20,6 +20,7 @@ from tests.distributed import ROOT
 TIMEOUT = 20
 
 
+@pytest.mark.whole_run
 def test_a_process_that_stands_still(make_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """Stopped in the middle of training (SIGSTOP), so that it can do nothing; let go of, it finds its time is up."""
     settings = {"data__validation": None, "checkpoint": {"every": 100_000}}  # so that it is in an update

@@ -97,6 +97,7 @@ def test_other_bounds_are_another_matter(make_config: MakeConfig, tmp_path: Path
     assert failed
 
 
+@pytest.mark.whole_run
 def test_two_processes_agree(make_config: MakeConfig, tmp_path: Path) -> None:
     """One of two fails: in the forward pass of the only micro-batch, of one of several, and in a backward pass that
     no other process waits for. Where the other one waits it ends, and what is started again is smaller."""
@@ -121,6 +122,7 @@ def test_two_processes_agree(make_config: MakeConfig, tmp_path: Path) -> None:
     assert list(figures(tmp_path / "later", "train/micro_batch_size")) == [5]
 
 
+@pytest.mark.whole_run
 def test_where_others_wait_the_next_start_is_smaller(make_config: MakeConfig, tmp_path: Path) -> None:
     """The last backward pass of an update carries the gradients of all: it cannot be made again by one process."""
     cuts = {"padding_free": False}  # into groups of one length, of which a half fits

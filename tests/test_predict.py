@@ -108,6 +108,7 @@ def here(run: Path, given: str, output: Path, *options: str) -> int:
     return predict.main(command(run, given, output, *options)[3:])
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("kind", ["classifier", "translator"])
 def test_processes_do_not_matter(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     run, given = request.getfixturevalue(kind), {"classifier": "rows.jsonl", "translator": "pairs.jsonl"}[kind]
@@ -124,6 +125,7 @@ def test_processes_do_not_matter(kind: str, tmp_path: Path, request: pytest.Fixt
         assert not any("w7" in line["prediction"].split() for line in lines)
 
 
+@pytest.mark.whole_run
 def test_what_is_drawn_depends_on_the_example_alone(translator: Path, tmp_path: Path) -> None:
     """Other parts and micro-batches, so another company: the same texts. Another seed: others."""
     texts = {}
@@ -139,6 +141,7 @@ def test_what_is_drawn_depends_on_the_example_alone(translator: Path, tmp_path: 
     assert texts["usual"] != texts["other"] and texts["usual"] != texts["greedy"]
 
 
+@pytest.mark.whole_run
 def test_a_kill_does_not_matter(classifier: Path, tmp_path: Path) -> None:
     options = ("--part-rows", "1", "--batch-tokens", "1")
     assert here(classifier, "rows.jsonl", tmp_path / "whole.jsonl", *options) == 0
@@ -167,6 +170,7 @@ def test_a_kill_does_not_matter(classifier: Path, tmp_path: Path) -> None:
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not parts.exists()
 
 
+@pytest.mark.whole_run
 def test_a_model_that_did_not_write_in_its_run_writes_and_goes_on_after_a_kill(assistant: Path, tmp_path: Path) -> None:
     """Each process has other hashes: what is found again must not hang on them."""
     options = ("--part-rows", "5", "task.generation.max_new_tokens=4")

@@ -76,10 +76,12 @@ def test_a_stop_does_not_matter(make_config: MakeConfig, tmp_path: Path) -> None
     stopped_on_one_process(make_config, tmp_path, (1, 13, 20, 29))
 
 
+@pytest.mark.whole_run
 def test_a_stop_does_not_matter_on_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     stopped_on(2, make_config, tmp_path, (1, 13, 20, 29))
 
 
+@pytest.mark.whole_run
 def test_a_stop_does_not_matter_on_four_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     """Of more than two, the order in which they are summed matters too."""
     stopped_on(4, make_config, tmp_path, (13,))
@@ -97,6 +99,7 @@ def test_stopped_after_every_update_on_two_processes(make_config: MakeConfig, tm
     stopped_on(2, make_config, tmp_path, range(1, UPDATES))
 
 
+@pytest.mark.whole_run
 def test_two_then_one_then_three_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     config, record = make_config(output=str(tmp_path / "moved")), tmp_path / "moved.jsonl"
     launch([{"config": config, "stop_after": 7, "record": str(record)}], 2, tmp_path)

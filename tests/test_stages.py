@@ -184,6 +184,7 @@ def test_stopped_at_the_end_of_the_first_stage(
     assert updates == [*range(1, 7)]
 
 
+@pytest.mark.whole_run
 def test_two_processes(make_stages: MakeStages, tmp_path: Path) -> None:
     """One process group for all stages. The request to stop reaches one of the processes; a refusal comes from all."""
     whole, files, ended, changed = (make_stages(name) for name in ("whole", "stopped", "ended", "changed"))
@@ -207,6 +208,7 @@ def test_two_processes(make_stages: MakeStages, tmp_path: Path) -> None:
     assert not (output_of(ended[0]) / "DONE").exists(), "asked in the last update: judged and exported when it goes on"
 
 
+@pytest.mark.whole_run
 def test_the_program_under_torchrun(make_stages: MakeStages) -> None:
     files = make_stages("run", 2)
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -220,6 +222,7 @@ def test_the_program_under_torchrun(make_stages: MakeStages) -> None:
     assert origin(files[1])["sha256"] == weights(output_of(files[0]))
 
 
+@pytest.mark.whole_run
 def test_a_signal_in_the_first_stage_ends_the_command(make_stages: MakeStages) -> None:
     files = make_stages("run", 2, data__validation=None)
     command = [sys.executable, "-m", "train", *files, "pretrain:updates=100000", "pretrain:optim.warmup=0"]
@@ -264,6 +267,7 @@ def spoil(folder: Path) -> None:
     )
 
 
+@pytest.mark.whole_run
 def test_a_finished_stage_whose_start_has_changed_is_not_done(
     make_stages: MakeStages,
     updates: list[int],

@@ -17,9 +17,10 @@ from tests.every_task._runs import Build, builder
 from tests.worker import carry_out, carry_out_and_ask
 from train import compilation, manifest
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:::torch", "ignore:The .grad attribute", "ignore:.*torch.jit"
-)  # its compiler's own
+pytestmark = [
+    pytest.mark.whole_run,
+    pytest.mark.filterwarnings("ignore:::torch", "ignore:The .grad attribute", "ignore:.*torch.jit"),  # its compiler's
+]
 
 TASK = {"reference": "preference", "generation": "seq2seq"}
 """The task that is in a phase; of the others every task is."""

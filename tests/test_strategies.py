@@ -21,6 +21,8 @@ from tests.strategies import environment
 from tests.worker import carry_out
 from train import zero
 
+pytestmark = pytest.mark.whole_run
+
 SAMPLES = ("text_classification", "causal_lm")
 KINDS: dict[str, dict[str, Any]] = {"whole": {}, "lora": {"adapter": {"rank": 4}}}
 STRATEGIES = [("ddp", 2), ("ddp", 4), ("fsdp2", 2), ("hsdp", 4), ("deepspeed_zero2", 2), ("deepspeed_zero3", 2)]

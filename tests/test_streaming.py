@@ -39,6 +39,7 @@ def weights(output: str) -> bytes:
     return (Path(output) / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.whole_run
 def test_one_result_on_any_number_of_processes_and_after_a_stop(
     streamed: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

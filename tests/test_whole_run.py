@@ -29,6 +29,7 @@ def start(file: Path, *arguments: str, **environment: str) -> subprocess.Popen[s
     return subprocess.Popen(command, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.whole_run
 def test_one_wandb_run_over_a_kill_and_a_stop_and_no_secret_anywhere(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(
         updates=150, tracking__trackers=["wandb"], tracking__mode="offline", checkpoint__every=10, evaluate__every=50
@@ -116,6 +117,7 @@ def caught(process: int, number: int) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
+@pytest.mark.whole_run
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc to see when the handlers stand")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_in_the_imports_is_not_lost(number: int, make_config: MakeConfig, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def module_of(place: str) -> str:
     raise AssertionError(place)
 
 
+@pytest.mark.whole_run
 def test_every_machine_has_them(read: Read) -> None:
     found = {role: read("samples:docstrings", role=role)[0] for role in ("train", "validation")}
     assert found["train"].name == "samples:docstrings"
@@ -91,6 +92,7 @@ def test_no_module_and_no_text_is_in_both() -> None:
     assert len(tops[0] & tops[1]) >= 8, "too few modules to be told apart in both"
 
 
+@pytest.mark.whole_run
 def test_the_same_in_any_process_and_built_once(read: Read, tmp_path: Path) -> None:
     first = read("samples:docstrings")[0].dataset
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.arrow")}

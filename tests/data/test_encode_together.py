@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -43,6 +45,7 @@ def start(folder: Path, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.whole_run
 def test_a_killed_writer_frees_those_who_wait_and_leaves_nothing_half_written(tmp_path: Path) -> None:
     """Of two processes the one that encodes is killed: the other encodes, and the file is whole."""
     write(tmp_path)
@@ -62,6 +65,7 @@ def test_a_killed_writer_frees_those_who_wait_and_leaves_nothing_half_written(tm
     assert sorted(files) == [".arrow", ".json"]
 
 
+@pytest.mark.whole_run
 def test_processes_that_encode_at_once_share_one_file(tmp_path: Path) -> None:
     write(tmp_path)
     answers = [process.communicate(timeout=60)[0].split() for process in [start(tmp_path, 0.1) for _ in range(2)]]

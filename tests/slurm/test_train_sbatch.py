@@ -30,6 +30,7 @@ def config(make_config: Callable[..., dict[str, Any]], output: Path, **changes: 
     return make_config(train=400, output=str(output), **{**settings, **changes})
 
 
+@pytest.mark.whole_run
 def test_preempted_and_undisturbed(
     cluster: Cluster, make_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:

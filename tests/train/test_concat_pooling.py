@@ -227,6 +227,7 @@ def config_of(name: str, make_config: MakeConfig, path: str, output: Path, **cha
     return make_config(output=str(output), **{**settings, **changes})
 
 
+@pytest.mark.whole_run
 def test_neither_the_cut_nor_the_processes_matter(
     make_config: MakeConfig, pretrained: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -302,6 +303,7 @@ json.dump(found, open("found.json", "w"))
 """
 
 
+@pytest.mark.whole_run
 def test_the_exported_model_is_of_use_to_others(
     make_config: MakeConfig, pretrained: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -189,6 +189,7 @@ def test_a_run_left_out_stopped_and_gone_on(kind: str, make_config: MakeConfig, 
     assert kinds == {torch.bfloat16 if kind == "bf16" else torch.uint8}
 
 
+@pytest.mark.whole_run
 def test_two_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     """Both round alike; beside one process only what bf16 and 8 bits cannot tell apart differs."""
     jobs = []

@@ -170,6 +170,7 @@ def test_a_run_is_the_same_run(
     assert len(records(outputs[1])) == len(records(outputs[0]))
 
 
+@pytest.mark.whole_run
 def test_on_two_processes(tmp_path: Path, tiny_models: dict[str, str]) -> None:
     """DDP holds them; FSDP2, which casts its shares itself, is left alone. Losses as on one process, in bf16."""
     build, settings = builder(tmp_path, tiny_models), {"precision": "bf16", "adapter": {"rank": 4}, "optim__lr": 1e-2}

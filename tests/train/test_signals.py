@@ -38,6 +38,7 @@ def test_alone_a_process_leaves_as_ever(code: int, tmp_path: Path) -> None:
     assert done.stdout == "last words at exit\nfinalized\n"
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("code", [0, 3])
 def test_of_several_each_leaves_before_python_is_taken_down(code: int, tmp_path: Path) -> None:
     done = run(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"], code, tmp_path)

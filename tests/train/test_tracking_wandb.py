@@ -207,6 +207,7 @@ def assert_no_leak(output: Path) -> None:
         assert not [canary for canary in CANARIES if canary.encode() in content], file
 
 
+@pytest.mark.whole_run
 def test_one_offline_run_over_kill_and_stop(tmp_path: Path) -> None:
     output = tmp_path / "run"
     killed = run(output, start=0, stop=12, mode="offline", killed=12)
@@ -240,6 +241,7 @@ def test_one_offline_run_over_kill_and_stop(tmp_path: Path) -> None:
     assert_no_leak(output)
 
 
+@pytest.mark.whole_run
 def test_the_server_gets_every_update_once_and_nothing_else(tmp_path: Path, server: Server) -> None:
     output = tmp_path / "run"
     assert run(output, start=0, stop=12, killed=12, server=server.url).code == -9  # before the upload is through
@@ -261,6 +263,7 @@ def assert_at_most(ended: Ended, finish_seconds: float, warning: str) -> None:
     assert len(ended.errors) == 1 and ended.errors[0].startswith("wandb: ") and warning in ended.errors[0]
 
 
+@pytest.mark.whole_run
 def test_a_server_that_stops_answering_costs_the_timeout_and_one_warning(tmp_path: Path, server: Server) -> None:
     hang = str(tmp_path / "hang")
     ended = run(tmp_path / "run", start=0, stop=50, timeout=4, server_hangs=25, hang=hang, server=server.url)
@@ -290,6 +293,7 @@ def test_when_the_service_of_wandb_dies_the_run_does_not(tmp_path: Path) -> None
     assert_at_most(ended, 5, "given up: ")
 
 
+@pytest.mark.whole_run
 def test_a_service_of_wandb_that_hangs_does_not_hold_up_the_exit(tmp_path: Path) -> None:
     file = tmp_path / "service"
     try:

@@ -110,6 +110,7 @@ class Killed(BaseException):
     """Nothing is saved on the way out."""
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_killed_in_every_update(
     optimizer: str, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -155,6 +156,7 @@ def test_left_out_updates_do_not_count_for_a_layer(make_config: MakeConfig, tmp_
         assert weights(tmp_path / f"stopped-{stop}") == weights(tmp_path / "whole"), stop
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("stops", [[5], pytest.param(range(1, UPDATES), marks=pytest.mark.slow)], ids=["one", "all"])
 def test_invariance_and_resume_on_one_and_two_processes(
     stops: Sequence[int], make_config: MakeConfig, tmp_path: Path

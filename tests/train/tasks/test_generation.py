@@ -249,6 +249,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.whole_run
 def test_weights_that_are_shared_out(tmp_path: Any) -> None:
     """FSDP2 on two processes whose texts have different lengths: no hang, and what one process would write."""
     (tmp_path / "shared.py").write_text(SHARED_OUT)

@@ -406,6 +406,7 @@ EXPORTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.whole_run
 def test_sentence_transformers_gives_the_same_vectors(
     make_config: MakeConfig, tiny_model: str, tiny_decoder: str, tmp_path: Path
 ) -> None:

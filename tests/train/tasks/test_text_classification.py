@@ -158,26 +158,30 @@ def test_class_weights_keep_the_invariance(make_config: MakeConfig, tmp_path: Pa
 PREDICT = """
 import json, sys
 from transformers import pipeline
-predict = pipeline("text-classification", model=sys.argv[1], top_k=None)
-rows = [json.loads(line) for line in open(sys.argv[2])]
-inputs = [{"text": r["sentence1"], "text_pair": r["sentence2"]} if "sentence1" in r else r["text"] for r in rows]
-function = {"multi_label": "sigmoid", "regression": "none"}.get(sys.argv[3], "softmax")
-found = [predict(i, function_to_apply=function) for i in inputs]
-print(json.dumps([scores[0] if isinstance(scores[0], list) else scores for scores in found]))
+for shape, model, file in json.loads(sys.argv[1]):
+    predict = pipeline("text-classification", model=model, top_k=None)
+    rows = [json.loads(line) for line in open(file)]
+    inputs = [{"text": r["sentence1"], "text_pair": r["sentence2"]} if "sentence1" in r else r["text"] for r in rows]
+    function = {"multi_label": "sigmoid", "regression": "none"}.get(shape, "softmax")
+    found = [predict(i, function_to_apply=function) for i in inputs]
+    print(json.dumps([scores[0] if isinstance(scores[0], list) else scores for scores in found]))
 """
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_exported_model_predicts_the_same_in_a_fresh_process(
-    shape: str, make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config(shape, updates=12, precision="fp32")
-    assert carry_out(config) == 0
-    output = tmp_path / "out"
-    command = [sys.executable, "-c", PREDICT, str(output / "model"), config["data"]["validation"], shape]
+def test_the_exported_models_predict_the_same_in_a_fresh_process(make_config: MakeConfig, tmp_path: Path) -> None:
+    given = []
+    for shape in SHAPES:
+        config = make_config(shape, updates=12, precision="fp32", output=str(tmp_path / shape))
+        assert carry_out(config) == 0
+        given.append((shape, str(tmp_path / shape / "model"), config["data"]["validation"]))
+    command = [sys.executable, "-c", PREDICT, json.dumps(given)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    served = json.loads(done.stdout.splitlines()[-1])
+    for shape, line in zip(SHAPES, done.stdout.splitlines()[-len(SHAPES) :], strict=True):
+        _as_the_run_said(shape, json.loads(line), tmp_path / shape)
+
+
+def _as_the_run_said(shape: str, served: list[Any], output: Path) -> None:
     ours = [json.loads(line) for line in (output / "predictions" / "validation.jsonl").read_text().splitlines()]
     assert len(served) == len(ours) == 41
     for there, here in zip(served, ours, strict=True):
