@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("config", help="YAML file of a run of an encoder")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--updates", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0: losses alone")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--figure", default="validation/accuracy")
     options = parser.parse_intermixed_args()
@@ -42,7 +42,7 @@ def main() -> None:
         print(
             f"{precision}: losses of {len(fast)} updates {fast[0]:.4f} to {fast[-1]:.4f}, apart by {worst:.2e} at most"
         )
-    for padded in (False, True):
+    for padded in (False, True) if options.seeds else ():
         found = [
             _run([options.config, *common, f"seed={seed}", "precision=fp32"], padded=padded)["metrics"][options.figure]
             for seed in range(options.seeds)

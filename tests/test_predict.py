@@ -109,7 +109,7 @@ def here(run: Path, given: str, output: Path, *options: str) -> int:
 
 
 @pytest.mark.whole_run
-@pytest.mark.parametrize("kind", ["classifier", "translator"])
+@pytest.mark.parametrize("kind", [pytest.param("classifier", marks=pytest.mark.slow), "translator"])
 def test_processes_do_not_matter(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     run, given = request.getfixturevalue(kind), {"classifier": "rows.jsonl", "translator": "pairs.jsonl"}[kind]
     assert here(run, given, tmp_path / "one.jsonl") == 0

@@ -81,7 +81,7 @@ def test_a_stop_does_not_matter_on_two_processes(make_config: MakeConfig, tmp_pa
     stopped_on(2, make_config, tmp_path, (1, 13, 20, 29))
 
 
-@pytest.mark.whole_run
+@pytest.mark.slow
 def test_a_stop_does_not_matter_on_four_processes(make_config: MakeConfig, tmp_path: Path) -> None:
     """Of more than two, the order in which they are summed matters too."""
     stopped_on(4, make_config, tmp_path, (13,))
