@@ -142,7 +142,7 @@ def test_no_update_asks_for_a_value(name: str, build: Build, monkeypatch: pytest
     monkeypatch.setattr(Learner, "update", update)
     monkeypatch.setitem(AttentionMaskInterface._global_mapping, "sdpa", None)  # what it was comes back at the end
     monkeypatch.setattr(PreTrainedModel, "warn_if_padding_and_no_attention_mask", None)
-    hardware._never_ask_masks()  # as on a GPU
+    hardware._never_ask()  # as on a GPU
     asked = {"padding_free": False, "tracking__log_every": 100, "evaluate__every": 100, "micro_batch_size": 11}
     assert carry_out(build(name, "asked", updates=3, epochs=None, **asked)) == 0
     assert read == [0, 0, 0]

@@ -35,8 +35,9 @@ def attend(
 ) -> Tensor:
     """Queries, keys and values, (N, d) each → (N, d).
 
-    masks: of each group, what is added to its scores, (R or 1, W or 1, W); a place where no token is must be -inf
-    wherever a token is not to see it. Dropout draws from PyTorch's generator, once for all groups.
+    masks: of each group, what is added to its scores, (R or 1, W or 1, W): -inf where a query is not to see a key, as
+    none is to see a place without a token; None where all see all. Dropout draws from PyTorch's generator, once for all
+    groups.
     """
     found: Tensor = _Attention.apply(*tensors, places, masks, probability, scale)  # type: ignore[no-untyped-call]
     return found

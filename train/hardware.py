@@ -178,10 +178,10 @@ def _choose_kernels() -> None:
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)
-    _never_ask_masks()
+    _never_ask()
 
 
-def _never_ask_masks() -> None:
+def _never_ask() -> None:
     """Let transformers make a mask of what it is given, where there are gradients, without asking the GPU whether all
     of it is ones, nor, where none is given, whether there is padding all the same, to warn of it: it would wait for the
     answer in every micro-batch. Who has no padding gives no mask."""

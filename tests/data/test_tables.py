@@ -129,6 +129,7 @@ def test_examples_are_read_both_ways_alike(tmp_path: Path) -> None:
     same(mapped.features(ids[:0]), arrays(whole.take(ids[:0])))
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="a file cannot be forgotten here")
 def test_of_files_larger_than_memory_little_else_is_read(tmp_path: Path) -> None:
     """Counted by the system, of a file that it was told to forget."""
     rows = 200_000

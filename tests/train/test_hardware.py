@@ -15,6 +15,8 @@ import torch
 
 from data.errors import UserError
 from tests.worker import carry_out
+from train import hardware, ingredients
+from train.config import validate
 from train.hardware import build_accelerator, resolve
 
 on_cpu = pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without a GPU")
@@ -107,3 +109,15 @@ def test_memory_is_kept_from_one_update_to_the_next() -> None:
         for how in ("kept", "returned")
     }
     assert faults["kept"] < 100 < faults["returned"]
+
+
+def test_rows_that_memory_has_no_room_for_are_read_alone(
+    make_config: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a run that opens them; what is read then, `tests/data/test_tables.py` counts."""
+    config = validate(make_config(), "test")
+    for free, larger in ((2**40, False), (0, True)):
+        monkeypatch.setattr(hardware, "free_memory", lambda free=free: free)
+        splits = ingredients.read(config).splits
+        assert {role: each.larger_than_memory for role, each in splits.items()} == dict.fromkeys(splits, larger)
+        hardware.forget()
