@@ -45,7 +45,7 @@ def measure(folder: Path, sizes: Sequence[int], turns: int) -> list[str]:
     from train import run, update
     from train.config import validate
 
-    count, clock, tokens = (WARM + turns) * len(sizes), list[float](), list[int]()
+    count, begun, ended, tokens = (WARM + turns) * len(sizes), list[float](), list[float](), list[int]()
     real, planned = update.Learner.update, run.plan_batches
 
     def plan(settings: Any, ingredients: Any) -> Any:
@@ -58,8 +58,9 @@ def measure(folder: Path, sizes: Sequence[int], turns: int) -> list[str]:
         return _InTurn(**{**vars(smallest), "sets": sets}), bounds
 
     def timed(self: update.Learner, number: int, batch: Any) -> update.Report:
+        begun.append(time.perf_counter())
         found = real(self, number, batch)
-        clock.append(time.perf_counter())
+        ended.append(time.perf_counter())
         tokens.append(batch.tokens)
         if number == count:
             raise Over
@@ -68,14 +69,20 @@ def measure(folder: Path, sizes: Sequence[int], turns: int) -> list[str]:
     update.Learner.update, run.plan_batches = timed, plan  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(dir=folder) as output, suppress(Over):
         run.run(validate(rows.config(folder, sizes[0], Path(output) / "run", count), "growth"))
-    seconds = np.diff(clock, prepend=np.nan).reshape(-1, len(sizes))
-    learned = np.array(tokens).reshape(-1, len(sizes))
-    for each in (seconds, learned):
-        each[1::2] = each[1::2, ::-1].copy()
-    return _table(sizes, seconds[WARM:], learned[WARM:])
+    seconds = np.diff(ended, prepend=np.nan)
+    waited = seconds - (np.array(ended) - begun)  # for its batch, which comes between two updates
+    each = [sorted_by_size(values, len(sizes))[WARM:] for values in (seconds, waited, np.array(tokens))]
+    return _table(sizes, *each)
 
 
-def _table(sizes: Sequence[int], seconds: NDArray[Any], tokens: NDArray[Any]) -> list[str]:
+def sorted_by_size(values: NDArray[Any], sizes: int) -> NDArray[Any]:
+    """Return what was seen in each update, (turns x sizes,), as (turns, sizes): every second turn goes backwards."""
+    found = values.reshape(-1, sizes).copy()
+    found[1::2] = found[1::2, ::-1].copy()
+    return found
+
+
+def _table(sizes: Sequence[int], seconds: NDArray[Any], waited: NDArray[Any], tokens: NDArray[Any]) -> list[str]:
     """(turns, sizes) each: tokens a second, and of the first size's, with an interval by bootstrap of turns."""
     speed = tokens.sum(0) / seconds.sum(0)
     drawn = np.random.default_rng(0).integers(0, len(seconds), (DRAWS, len(seconds)))
@@ -83,13 +90,16 @@ def _table(sizes: Sequence[int], seconds: NDArray[Any], tokens: NDArray[Any]) ->
     low, high = np.quantile(speeds / speeds[:, :1], (0.025, 0.975), axis=0)
     spread = np.quantile(speeds.max(1) / speeds.min(1) - 1, 0.975)
     lines = [
-        f"| in turn, {len(seconds)} updates of each | tokens/s | of 10^{_power(sizes[0])}'s (95 %) |",
-        "|---|---|---|",
+        f"| in turn, {len(seconds)} updates of each | tokens/s | of 10^{_power(sizes[0])}'s (95 %) | "
+        "tokens an update | waits for its batch |",
+        "|---|---|---|---|---|",
     ]
     for place, size in enumerate(sizes):
         part = f"{speed[place] / speed[0]:.3f} ({low[place]:.3f} to {high[place]:.3f})"
-        lines.append(f"| 10^{_power(size)} | {speed[place]:,.0f} | {part} |")
-    return [*lines, f"| highest / lowest - 1 | {speed.max() / speed.min() - 1:.1%} (at most {spread:.1%}) | |"]
+        share = waited[:, place].sum() / seconds[:, place].sum()
+        told = f"{speed[place]:,.0f} | {part} | {tokens[:, place].mean():.1f} | {share:.2%}"
+        lines.append(f"| 10^{_power(size)} | {told} |")
+    return [*lines, f"| highest / lowest - 1 | {speed.max() / speed.min() - 1:.1%} (at most {spread:.1%}) | | | |"]
 
 
 def _power(size: int) -> int:
