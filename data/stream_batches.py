@@ -238,11 +238,9 @@ class StreamBatches:
         ids = features.pop("__id__")
         found = {name: features[name] for name in ("shard", "row")} | {"source": features.pop("__source__")}
         features["key"] = example_keys(ids, self.seed, "stream")
-        batch = self.like.cut(update, ids, features)
+        batch = self.like.cut(update, ids, features, partial(self._places, found))
         position = {"sources": [{**vars(source), "dry": sorted(source.dry)} for source in sources]}
-        return replace(
-            batch, position=json.loads(json.dumps(position)), skipped=skipped, places=partial(self._places, found)
-        )
+        return replace(batch, position=json.loads(json.dumps(position)), skipped=skipped)
 
     def _places(self, found: dict[str, NDArray[np.int64]]) -> Places:
         pairs = zip(found["source"].tolist(), found["shard"].tolist(), strict=True)

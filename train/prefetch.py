@@ -49,7 +49,7 @@ def _ahead(batches: Batches, numbered: Iterator[Numbered], device: torch.device)
                 raise item
             (number, batch), cuts, copied = item
             if cuts != len(batches.smaller):
-                batch = replace(batch.recut(), places=batch.places)
+                batch = batch.recut()
             elif copied is not None:
                 _take_over(batch, copied, device)
             yield number, batch

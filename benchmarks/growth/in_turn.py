@@ -10,9 +10,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,8 @@ def measure(folder: Path, sizes: Sequence[int], turns: int) -> list[str]:
         for size in sizes:
             encoded = rows.opened(validate(rows.config(folder, size, folder / "run", 1), "growth"))
             sets.append(replace(smallest, encoded=encoded, order=Order((size,), (size,), rows.BATCH, 0)))
-        return _InTurn(**{**vars(smallest), "sets": sets}), bounds
+        own = {each.name: getattr(smallest, each.name) for each in fields(Batches)}
+        return _InTurn(**own, sets=sets), bounds
 
     def timed(self: update.Learner, number: int, batch: Any) -> update.Report:
         begun.append(time.perf_counter())
@@ -66,8 +68,12 @@ def measure(folder: Path, sizes: Sequence[int], turns: int) -> list[str]:
             raise Over
         return found
 
-    update.Learner.update, run.plan_batches = timed, plan  # type: ignore[method-assign]
-    with tempfile.TemporaryDirectory(dir=folder) as output, suppress(Over):
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as output,
+        patch.object(update.Learner, "update", timed),
+        patch.object(run, "plan_batches", plan),
+        suppress(Over),
+    ):
         run.run(validate(rows.config(folder, sizes[0], Path(output) / "run", count), "growth"))
     seconds = np.diff(ended, prepend=np.nan)
     waited = seconds - (np.array(ended) - begun)  # for its batch, which comes between two updates

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from data import reader
 from data.batches import Batches
 from data.collate import mask, pad
 from data.encoded import Encoded, Features
@@ -92,6 +93,24 @@ def test_a_batch_is_a_function_of_its_number(encoded: Encoded, window: int | Non
         for part, same in zip(batch.parts, all_of_them[number].parts, strict=True):
             assert all(part.tensors[name].equal(same.tensors[name]) for name in part.tensors)
     assert list(batches.between(6, 6)) == []
+
+
+@WINDOWS
+@pytest.mark.parametrize("together", [1, 33, 1000])
+def test_what_is_read_with_a_batch_does_not_change_it(
+    encoded: Encoded, window: int | None, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, two updates at a time, a whole epoch at a time; in any order, and over the ends of epochs."""
+    expected = {update: build(encoded, window=window).batch(update) for update in range(1, 10)}
+    monkeypatch.setattr(reader, "TOGETHER", together)
+    batches = build(encoded, window=window)
+    for update in (1, 2, 3, 4, 5, 6, 9, 2, 8, 7, 1):
+        found, alone = batches.batch(update), expected[update]
+        assert found.examples.tolist() == alone.examples.tolist()
+        assert found.places() == alone.places()
+        assert found.recut().places() == alone.places()
+        for part, same in zip(found.parts, alone.parts, strict=True):
+            assert all(part.tensors[name].equal(same.tensors[name]) for name in same.tensors)
 
 
 def test_the_cut_does_not_change_the_examples(encoded: Encoded) -> None:

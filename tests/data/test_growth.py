@@ -17,6 +17,7 @@ from data.collate import pad
 from data.encoded import Encoded
 from data.order import Order
 from data.plan import Bounds
+from data.reader import TOGETHER
 from data.tables import grouped
 
 ROWS = (10**4, 10**6)
@@ -75,22 +76,23 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     assert arrow == more == 0  # all of it is mapped
 
 
-def test_a_batch_looks_at_its_own_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, each column is asked for 32 values; no column as a whole, and no other chunk."""
+def test_a_batch_looks_at_a_few_rows_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: its own and its neighbours'; no column as a whole, and no other chunk."""
     for rows in ROWS:
         feed = _feed(_file(tmp_path, rows), rows)
         monkeypatch.setattr(Encoded, "column", lambda *_: pytest.fail("a whole column was read"))
-        asked: list[int] = []
+        asked: list[Any] = []
         real = type(feed.encoded._columns).take
 
-        def counted(columns: Any, ids: Any, only: Any = None, real: Any = real, asked: list[int] = asked) -> Any:
-            asked.append(len(ids))
+        def counted(columns: Any, ids: Any, only: Any = None, real: Any = real, asked: list[Any] = asked) -> Any:
+            asked.append(ids)
             return real(columns, ids, only)
 
         with monkeypatch.context() as patched:
             patched.setattr(type(feed.encoded._columns), "take", counted)
-            ids = feed.batch(3).examples
-        assert asked == [32]
-        chunks = set(feed.encoded._columns._ends.searchsorted(ids, side="right").tolist())
-        seen = {number for number, chunk in enumerate(feed.encoded._columns._chunks) if chunk is not None}
-        assert seen == chunks
+            taken = [feed.batch(update).examples for update in (3, 4)]
+        (ids,) = asked
+        assert len(ids) == TOGETHER and np.isin(np.concatenate(taken), ids).all()
+        columns = feed.encoded._columns
+        chunks = set(columns._ends.searchsorted(ids, side="right").tolist())
+        assert set(np.flatnonzero(columns._seen).tolist()) == chunks
