@@ -2,9 +2,9 @@
 
 Three figures, on random tokens of SST-2's lengths, encoded as a run leaves them in its cache:
 samples a second of our batches against a DataLoader over a map-style `datasets.Dataset` with transformers'
-DataCollatorWithPadding, shuffled, batch 32 (`--batch`), on one thread and with two workers; the part that input is of an update of
-`--step` seconds; and how long it takes until the first batch is there in the middle of 10 times as many rows, which is
-what going on costs. All in one run, taking turns; the median of the rounds, and the lowest and highest.
+DataCollatorWithPadding, shuffled, batch 32 (`--batch`), on one thread and with two workers; the part that input is of
+an update of `--step` seconds; and how long it takes until the first batch is there in the middle of 10 times as many
+rows, which is what going on costs. All in one run, taking turns; the median of the rounds, and the lowest and highest.
 """
 
 from __future__ import annotations

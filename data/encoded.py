@@ -42,8 +42,9 @@ class Encoded:
     beside: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Columns of numbers that no encoder can know, by name: (n, ...), the examples first."""
     partial: bool = False  # whether these are only the first of a stream
-    larger_than_memory: bool = False
-    """Whether the system cannot keep them in memory: then it reads what is looked at alone."""
+    alone: bool = False
+    """Whether the system reads what is looked at and nothing around it: where memory has no room for them, or where it
+    is asked ahead."""
 
     @property
     def size(self) -> int:
@@ -76,7 +77,7 @@ class Encoded:
     @cached_property
     def _columns(self) -> MappedColumns:
         """The same where they lie, if that is simple: a row so takes 1 us, from a table 15."""
-        mapped = MappedColumns(self.dataset.data.table, alone=self.larger_than_memory)
+        mapped = MappedColumns(self.dataset.data.table, alone=self.alone)
         mapped.simple = mapped.simple and self.dataset._indices is None
         return mapped
 

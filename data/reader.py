@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +24,9 @@ class Reader:
 
     def __init__(self, encoded: Encoded, order: Order, examples: Callable[[int], NDArray[np.int64]]) -> None:
         """examples: the ids of the examples of an update, of which `order` knows the epoch."""
-        self.encoded, self.order, self.examples = encoded, order, examples
+        # what was asked for and is not there any more is then a wait for a page, not for 5 MB around it
+        self.encoded = replace(encoded, alone=True) if encoded.asked else encoded
+        self.order, self.examples = order, examples
         self._kept: tuple[range, list[Read]] = range(0), []  # replaced as one: there may be several threads
 
     def read(self, update: int) -> Read:

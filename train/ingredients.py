@@ -104,7 +104,7 @@ def read(config: RunConfig) -> Ingredients:
         encoded = encode_sources(
             sources, task, tokenizer, max_length, skip_bad=config.data.on_bad_row == "skip", cache=cache
         )
-        splits[role] = replace(encoded, larger_than_memory=encoded.size > hardware.free_memory())
+        splits[role] = replace(encoded, alone=encoded.size > hardware.free_memory())
     streams: Sequence[Stream] = ()
     if streamed:
         streams = streamed.streams(config.data, config.seed, task, tokenizer, max_length)

@@ -74,7 +74,7 @@ def opened(settings: Any) -> Any:
     tokenizer, _ = load_tokenizer(settings.model, rows, cache, None, settings.task.text_columns)
     task = plugins.load(tasks, "task", settings.task.name).task.prepare(settings.task, rows, tokenizer)
     found = encode_sources(sources, task, tokenizer, settings.data.max_length, skip_bad=False, cache=cache)
-    return replace(found, larger_than_memory=found.size > free_memory())
+    return replace(found, alone=found.size > free_memory())
 
 
 def _write_rows(file: Path, rows: int) -> None:

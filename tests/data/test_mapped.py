@@ -150,7 +150,7 @@ def test_what_was_found_outlives_the_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="a file cannot be forgotten here")
-def test_of_files_larger_than_memory_little_else_is_read(tmp_path: Path) -> None:
+def test_of_files_alone_little_else_is_read(tmp_path: Path) -> None:
     """Counted by the system, of a file that it was told to forget."""
     rows = 200_000
     ids = pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * 40, np.ones(40 * rows, dtype=np.int32))
@@ -172,7 +172,7 @@ def test_of_files_larger_than_memory_little_else_is_read(tmp_path: Path) -> None
     everything = read()
     if everything < 10e6:
         pytest.skip("nothing is read ahead here: memory is the disk, or another system")
-    assert read(larger_than_memory=True) < everything / 10
+    assert read(alone=True) < everything / 10
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="a file cannot be forgotten here")
@@ -188,7 +188,7 @@ def test_rows_that_were_asked_for_are_there(tmp_path: Path) -> None:
         writer.write_table(whole)
     chosen = np.concatenate([np.random.default_rng(0).integers(0, rows, 20), [0, 50, rows - 1]])
     _forget(file)
-    encoded = Encoded(Dataset.from_file(str(file)), (rows,), (), 0, "", larger_than_memory=True)
+    encoded = Encoded(Dataset.from_file(str(file)), (rows,), (), 0, "", alone=True)
     start = _from_disk()
     for lists in (False, True):
         encoded.ask(chosen, lists=lists)
@@ -224,7 +224,7 @@ def test_a_part_of_a_file_is_told_of_and_nothing_else(tmp_path: Path, monkeypatc
     library = SimpleNamespace(madvise=lambda *given: told.append(given))
     monkeypatch.setattr(advice.ctypes, "CDLL", lambda _: library)
     dataset = Dataset.from_file(str(tmp_path / "a.arrow"))
-    found = Encoded(dataset, (9,), (), 0, "", larger_than_memory=True).features(np.array([8, 0]))
+    found = Encoded(dataset, (9,), (), 0, "", alone=True).features(np.array([8, 0]))
     same(found, arrays(whole.take([8, 0])))
     ((first, size, what),) = told
     assert first % mmap.PAGESIZE == 0 and 0 < size < 3 * mmap.PAGESIZE and what == mmap.MADV_RANDOM

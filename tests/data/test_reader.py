@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from data.order import Order
 from data.reader import Reader
 
 
+@dataclass
 class Rows:
     """Examples of which it is written down when they are asked for, and when they are read."""
 
-    def __init__(self, *, asked: bool = True) -> None:
-        self.asked, self.told = asked, list[tuple[str, list[int]]]()
+    asked: bool = True
+    alone: bool = False
+    told: list[tuple[str, list[int]]] = field(default_factory=list)
 
     def ask(self, ids: Any, *, lists: bool) -> None:
         self.told.append(("lists" if lists else "all else", ids.tolist()))
@@ -34,6 +37,7 @@ def test_rows_are_asked_for_before_they_are_read() -> None:
     """Two epochs of ten updates, two at once: where their lists lie two reads before, the lists one before."""
     rows = Rows()
     made = reader(rows)
+    assert made.encoded.alone and not reader(Rows(asked=False)).encoded.alone
     for update in range(1, 21):
         ids, features = made.read(update)
         assert ids.tolist() == features["row"].tolist() == made.examples(update).tolist()

@@ -119,5 +119,5 @@ def test_rows_that_memory_has_no_room_for_are_read_alone(
     for free, larger in ((2**40, False), (0, True)):
         monkeypatch.setattr(hardware, "free_memory", lambda free=free: free)
         splits = ingredients.read(config).splits
-        assert {role: each.larger_than_memory for role, each in splits.items()} == dict.fromkeys(splits, larger)
+        assert {role: each.alone for role, each in splits.items()} == dict.fromkeys(splits, larger)
         hardware.forget()
