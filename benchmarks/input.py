@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-GROUP = 20_000  # rows written at once, as `data.encode` does
+GROUP = 20_000  # rows made at once
 WORDS = 30_000
 ON_GPUS, ON_CPUS = 2048, 12  # what one more micro-batch costs, in tokens: a batch is one of them, or six
 
@@ -138,27 +138,35 @@ def _write(file: Path, rows: int, *, theirs: bool) -> Path:
     """Write random tokens as `data.encode` writes examples, or as `Dataset.map` with a tokenizer does."""
     import pyarrow as pa
 
-    lengths = np.repeat(*np.loadtxt(Path(__file__).parent / "compare/lengths/sst2.txt", dtype=np.int64).T)
-    generator, writer = np.random.default_rng(0), None
-    with pa.OSFile(str(file), "wb") as sink:
-        for first in range(0, rows, GROUP):
-            some = generator.choice(lengths, min(GROUP, rows - first)).astype(np.int32)
-            offsets = np.concatenate([[0], np.cumsum(some)]).astype(np.int32)
-            tokens = generator.integers(1, WORDS, offsets[-1], dtype=np.int32)
-            ids, labels = pa.ListArray.from_arrays(offsets, tokens), generator.integers(0, 2, len(some))
-            if theirs:
-                ones = pa.ListArray.from_arrays(offsets, np.ones(len(tokens), dtype=np.int8))
-                columns = {"input_ids": ids, "attention_mask": ones, "labels": labels}
-            else:
-                numbers = np.arange(first, first + len(some))
-                targets, labels = np.ones(len(some), dtype=np.int32), labels.astype(np.int32)
-                columns = {"input_ids": ids, "label": labels, "length": some, "targets": targets, "row": numbers}
-            table = pa.table(columns)
-            writer = writer or pa.ipc.new_stream(sink, table.schema)
+    from data.tables import grouped
+
+    tables = _tables(rows, theirs=theirs) if theirs else grouped(_tables(rows, theirs=theirs))
+    first = next(tables)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
+        for table in itertools.chain([first], tables):
             writer.write_table(table)
-        assert writer is not None
-        writer.close()
     return file
+
+
+def _tables(rows: int, *, theirs: bool) -> Iterator[Any]:
+    """Yield the rows, as many at once as are encoded."""
+    import pyarrow as pa
+
+    lengths = np.repeat(*np.loadtxt(Path(__file__).parent / "compare/lengths/sst2.txt", dtype=np.int64).T)
+    generator = np.random.default_rng(0)
+    for first in range(0, rows, GROUP):
+        some = generator.choice(lengths, min(GROUP, rows - first)).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(some)]).astype(np.int32)
+        tokens = generator.integers(1, WORDS, offsets[-1], dtype=np.int32)
+        ids, labels = pa.ListArray.from_arrays(offsets, tokens), generator.integers(0, 2, len(some))
+        if theirs:
+            ones = pa.ListArray.from_arrays(offsets, np.ones(len(tokens), dtype=np.int8))
+            columns = {"input_ids": ids, "attention_mask": ones, "labels": labels}
+        else:
+            numbers = np.arange(first, first + len(some))
+            targets, labels = np.ones(len(some), dtype=np.int32), labels.astype(np.int32)
+            columns = {"input_ids": ids, "label": labels, "length": some, "targets": targets, "row": numbers}
+        yield pa.table(columns)
 
 
 if __name__ == "__main__":
