@@ -28,9 +28,10 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 def batch(number: int) -> Batch:
     """One that says of itself whether it was cut again, and knows where it comes from."""
     one = np.ones(1, dtype=np.int64)
-    made = Batch([Part({"x": torch.tensor([number])}, one, False, one)], one * number, 1, 1, 1, one, lambda: again)
+    parts = [Part({"x": torch.tensor([number])}, one, False, one)]
+    made = Batch(parts, one * number, 1, 1, 1, one, lambda: again, lambda: {"rows": [number]})
     again = replace(made, computed=99)
-    return replace(made, places=lambda: {"rows": [number]})
+    return made
 
 
 def ahead(numbered: Iterator[tuple[int, Batch]], smaller: list[Any]) -> Iterator[tuple[int, Batch]]:
