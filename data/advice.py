@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,8 @@ def alone(first: int, last: int) -> None:
 
 def soon(first: NDArray[np.int64], last: NDArray[np.int64]) -> None:
     """Tell that what lies between pairs of addresses, [first, last), is needed soon: it is read in the meantime."""
+    if not len(first):
+        return
     pages, ends = first // mmap.PAGESIZE, -(-last // mmap.PAGESIZE)
     order = np.argsort(pages)
     pages, ends = pages[order], np.maximum.accumulate(ends[order])
@@ -38,7 +42,12 @@ def _tell(spans: list[tuple[int, int]], what: str) -> None:
     """spans: (address of a page, bytes)."""
     if sys.platform not in ("linux", "darwin"):
         return
+    for address, size in spans:
+        _library().madvise(address, size, getattr(mmap, what))
+
+
+@cache
+def _library() -> Any:
     library = ctypes.CDLL(None)
     library.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for address, size in spans:
-        library.madvise(address, size, getattr(mmap, what))
+    return library

@@ -163,7 +163,7 @@ class Batches:
     def _examples(self, update: int) -> NDArray[np.int64]:
         if self.window is None:
             return self.order.examples(update)
-        return grouped(self.order, update, self.window, self.encoded.lengths)
+        return grouped(self.order, update, self.window, self._reader.encoded.lengths)
 
     def cut(
         self, update: int, ids: NDArray[np.int64], features: Features, places: Callable[[], Places] = dict

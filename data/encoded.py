@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ASKED = 2**28
-"""Bytes of examples from which on rows are asked for ahead: less is soon in memory. Of 128 rows it takes 1 ms."""
+"""Bytes of examples from which on rows are asked for ahead: less is soon in memory. Of 256 rows it takes 4 ms."""
 
 Features = dict[str, Any]
 """Columns of some rows: an array (n,) for a number a row, a list of n arrays for a sequence a row."""

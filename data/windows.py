@@ -30,7 +30,7 @@ def grouped(order: Order, update: int, size: int, lengths: Lengths) -> Indices:
     return _window(order, epoch, number, size, lengths)[place]
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # what is asked for ahead is of later windows
 def _window(order: Order, epoch: int, number: int, size: int, lengths: Lengths) -> list[Indices]:
     """Return the batches of a window.
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from datasets import Dataset
 
+import data.encoded
 from data import reader
 from data.batches import Batches
 from data.collate import mask, pad
@@ -18,6 +21,7 @@ from data.encoded import Encoded, Features
 from data.order import Order, shares
 from data.plan import Bounds
 from data.source import Rows
+from data.tables import table_of
 from data.windows import grouped
 
 if TYPE_CHECKING:
@@ -97,13 +101,18 @@ def test_a_batch_is_a_function_of_its_number(encoded: Encoded, window: int | Non
 
 @WINDOWS
 @pytest.mark.parametrize("together", [1, 33, 1000])
+@pytest.mark.parametrize("asked", [False, True])
 def test_what_is_read_with_a_batch_does_not_change_it(
-    encoded: Encoded, window: int | None, together: int, monkeypatch: pytest.MonkeyPatch
+    encoded: Encoded, window: int | None, together: int, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone, two updates at a time, a whole epoch at a time; in any order, and over the ends of epochs."""
+    """Alone, two updates at a time, a whole epoch at a time; asked for ahead or not; in any order, and over the ends of
+    epochs."""
     expected = {update: build(encoded, window=window).batch(update) for update in range(1, 10)}
     monkeypatch.setattr(reader, "TOGETHER", together)
-    batches = build(encoded, window=window)
+    monkeypatch.setattr(data.encoded, "ASKED", 0 if asked else 2**40)
+    fresh = replace(encoded)
+    assert fresh.asked == asked
+    batches = build(fresh, window=window)
     for update in (1, 2, 3, 4, 5, 6, 9, 2, 8, 7, 1):
         found, alone = batches.batch(update), expected[update]
         assert found.examples.tolist() == alone.examples.tolist()
@@ -111,6 +120,21 @@ def test_what_is_read_with_a_batch_does_not_change_it(
         assert found.recut().places() == alone.places()
         for part, same in zip(found.parts, alone.parts, strict=True):
             assert all(part.tensors[name].equal(same.tensors[name]) for name in same.tensors)
+
+
+@WINDOWS
+def test_rows_without_any_token_are_asked_for(
+    window: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a read of a single one nothing lies anywhere."""
+    monkeypatch.setattr(data.encoded, "ASKED", 0)
+    monkeypatch.setattr(reader, "TOGETHER", 1)
+    whole = table_of({"row": [*range(4)], "input_ids": [[], [], [1], []], "length": [1] * 4, "targets": [1] * 4})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
+        writer.write_table(whole)
+    empty = Encoded(Dataset.from_file(str(tmp_path / "a.arrow")), (4,), (), 0, "")
+    found = [list(batch.examples) for _, batch in build(empty, batch_size=1, window=window).between(0, 4)]
+    assert sorted(found) == [[0], [1], [2], [3]]
 
 
 def test_the_cut_does_not_change_the_examples(encoded: Encoded) -> None:

@@ -197,17 +197,19 @@ def test_rows_that_were_asked_for_are_there(tmp_path: Path) -> None:
     same(encoded.features(chosen), arrays(whole.take(chosen)))
     if asked == start:
         pytest.skip("nothing is read from a disk here, or nobody counts it")
-    assert _from_disk() == asked
+    assert _from_disk() - asked < 10 * mmap.PAGESIZE  # of more than 60: the system may have taken one back meanwhile
     assert asked - start < 100 * len(chosen) * mmap.PAGESIZE
 
 
 def test_neighbours_are_asked_for_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole pages: what touches, overlaps or lies within another is told of once."""
     told = list[tuple[int, int, int]]()
-    monkeypatch.setattr(advice.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=lambda *given: told.append(given)))
+    monkeypatch.setattr(advice, "_library", lambda: SimpleNamespace(madvise=lambda *given: told.append(given)))
     page = mmap.PAGESIZE
     first = np.array([9 * page + 5, 5, page - 1, 20 * page, 4 * page, 4 * page + 8])
     last = np.array([9 * page + 9, 9, page + 1, 23 * page + 1, 8 * page, 4 * page + 9])
+    advice.soon(first[:0], last[:0])
+    assert told == []
     advice.soon(first, last)
     spans = [(address // page, size // page) for address, size, _ in told]
     assert spans == [(0, 2), (4, 4), (9, 1), (20, 4)]
@@ -221,8 +223,7 @@ def test_a_part_of_a_file_is_told_of_and_nothing_else(tmp_path: Path, monkeypatc
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
         writer.write_table(whole)
     told = list[tuple[int, int, int]]()
-    library = SimpleNamespace(madvise=lambda *given: told.append(given))
-    monkeypatch.setattr(advice.ctypes, "CDLL", lambda _: library)
+    monkeypatch.setattr(advice, "_library", lambda: SimpleNamespace(madvise=lambda *given: told.append(given)))
     dataset = Dataset.from_file(str(tmp_path / "a.arrow"))
     found = Encoded(dataset, (9,), (), 0, "", alone=True).features(np.array([8, 0]))
     same(found, arrays(whole.take([8, 0])))
