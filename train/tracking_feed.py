@@ -208,9 +208,15 @@ class Feed:
 
     def _hand_over(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
         if figures and update > self._sent:
-            self._sent = update
+            before, self._sent = self._sent, update
             self._ledger.mark(self._backend.name, update)
-            self._backend.log(tracker, update, figures)
+            try:
+                self._backend.log(tracker, update, figures)
+            except (
+                ConnectionError
+            ):  # it did not get there: W&B's service had ended, as when a scheduler ends all of a job
+                self._ledger.mark(self._backend.name, before)
+                raise
 
     def _release(self) -> None:
         with contextlib.suppress(Exception, SystemExit):

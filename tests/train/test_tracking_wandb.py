@@ -52,6 +52,10 @@ for update in range(options["start"] + 1, options["stop"] + 1):
         psutil.Process().children()[0].kill()
         time.sleep(0.2)
         import lightgbm  # one of those whose import W&B wants to hear of
+    if update == options.get("service_ends"):
+        wait_until_sent(update - 1)
+        psutil.Process().children()[0].terminate()
+        psutil.Process().children()[0].wait(10)
     if update == options.get("service_hangs"):
         wait_until_sent(update - 1)
         service = psutil.Process().children()[0]
@@ -291,6 +295,20 @@ def test_no_api_key_costs_one_warning(tmp_path: Path, hole: str) -> None:
 def test_when_the_service_of_wandb_dies_the_run_does_not(tmp_path: Path) -> None:
     ended = run(tmp_path / "run", start=0, stop=50, mode="offline", service_dies=25)
     assert_at_most(ended, 5, "given up: ")
+
+
+def test_what_a_service_of_wandb_that_ends_did_not_get_is_sent_when_the_run_goes_on(tmp_path: Path) -> None:
+    """A scheduler may ask all processes of a job to end, children of the run's own with them."""
+    output = tmp_path / "run"
+    ended = run(output, start=0, stop=9, mode="offline", service_ends=6, complete=False)
+    assert_at_most(ended, 5, "given up: ")
+    assert run(output, start=9, stop=12, mode="offline").code == 0
+    files = sorted((output / "wandb").glob("*/*.wandb"), key=lambda file: file.stat().st_mtime)
+    history = [record.history for file in files for record in records(file) if record.HasField("history")]
+    steps = [
+        {"/".join(item.nested_key) or item.key: item.value_json for item in each.item}["_step"] for each in history
+    ]
+    assert [int(step) for step in steps] == [*range(1, 13)]
 
 
 @pytest.mark.whole_run
