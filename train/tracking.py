@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.section import Section, operational
-from train import signals
+from train import signals, wandb_files
 from train.durations import Interval
 from train.tracking_feed import Backend, Feed, Ledger
 
@@ -229,9 +229,14 @@ class WandB(Backend):
         return tracker
 
     def arrived(self, tracker: GeneralTracker) -> int | None:
-        # What a kill caught on its way to the server was sent, but never arrived: the server knows best.
+        # What a kill caught on its way was sent, but never arrived: the server knows best, and without one the files.
         run = tracker.tracker
-        return None if run.offline or run.disabled else int(run.starting_step) - 1
+        if run.disabled:
+            return None
+        if not run.offline:
+            return int(run.starting_step) - 1
+        own = Path(run.dir).parent
+        return wandb_files.last_step(own.parent, run.id, newest=own)
 
     def log(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
         tracker.log(figures, step=update, commit=True)  # else it waits for the next update, and a kill loses it

@@ -88,7 +88,7 @@ class Backend(ABC):
         """Return the tracker, ready to log. `first`: it has never been handed anything of this run."""
 
     def arrived(self, tracker: GeneralTracker) -> int | None:
-        """Return the highest update of this run that the tracker's server has; None if there is no server to ask."""
+        """Return the highest update of this run that is where the tracker keeps it; None if that cannot be asked."""
         return None
 
     def log(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
@@ -208,15 +208,9 @@ class Feed:
 
     def _hand_over(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
         if figures and update > self._sent:
-            before, self._sent = self._sent, update
+            self._sent = update
             self._ledger.mark(self._backend.name, update)
-            try:
-                self._backend.log(tracker, update, figures)
-            except (
-                ConnectionError
-            ):  # it did not get there: W&B's service had ended, as when a scheduler ends all of a job
-                self._ledger.mark(self._backend.name, before)
-                raise
+            self._backend.log(tracker, update, figures)
 
     def _release(self) -> None:
         with contextlib.suppress(Exception, SystemExit):

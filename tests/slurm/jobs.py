@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.conftest import figures, write_config
 from tests.slurm.cluster import Cluster
-from tests.train.test_tracking_wandb import records
+from train.wandb_files import records
 
 ROOT = Path(__file__).parents[2]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY"}

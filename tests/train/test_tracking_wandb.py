@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from train.wandb_files import records, steps
 
 ROOT = Path(__file__).parents[2]
 CANARIES = ["canary-in-environment", "canary-in-argv", "ab" * 20]  # the last is the API key
@@ -185,24 +186,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     thread.join()
 
 
-def records(file: Path) -> Iterator[Any]:
-    """The records of a .wandb file: a LevelDB log, blocks of 32 KiB with records cut in parts where a block ends."""
-    from wandb.proto import wandb_internal_pb2 as wandb_internal
-
-    record: Any = getattr(wandb_internal, "Record")  # noqa: B009 (its stubs do not have it)
-    content, position, parts = file.read_bytes(), 7, b""
-    while position + 7 <= len(content):
-        if (room := 32768 - position % 32768) < 7:
-            position += room
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        parts += content[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield record.FromString(parts)
-            parts = b""
-
-
 def assert_no_leak(output: Path) -> None:
     files = [file for file in output.rglob("*") if file.is_file()]
     assert len(files) > 5 and not [path for path in output.rglob("*") if path.is_symlink()]
@@ -304,11 +287,7 @@ def test_what_a_service_of_wandb_that_ends_did_not_get_is_sent_when_the_run_goes
     assert_at_most(ended, 5, "given up: ")
     assert run(output, start=9, stop=12, mode="offline").code == 0
     files = sorted((output / "wandb").glob("*/*.wandb"), key=lambda file: file.stat().st_mtime)
-    history = [record.history for file in files for record in records(file) if record.HasField("history")]
-    steps = [
-        {"/".join(item.nested_key) or item.key: item.value_json for item in each.item}["_step"] for each in history
-    ]
-    assert [int(step) for step in steps] == [*range(1, 13)]
+    assert [step for file in files for step in steps(file)] == [*range(1, 13)]
 
 
 @pytest.mark.whole_run

@@ -1,0 +1,77 @@
+"""What W&B's local files hold of a run: what a kill caught on its way to them was handed over, but is not there.
+
+A .wandb file is a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) behind a header of seven
+bytes: blocks of 32 KiB; a record is cut into parts where a block ends, each behind its checksum, length and kind.
+"""
+
+from __future__ import annotations
+
+import glob
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HEADER = 7
+BLOCK = 2**15
+TAIL = 64 * BLOCK
+"""What is read of the end of a file at first: a long run's file has gigabytes."""
+
+_PART = struct.Struct("<IHB")
+_WHOLE, _FIRST, _MIDDLE, _LAST = range(1, 5)
+
+
+def last_step(folder: Path, run_id: str, newest: Path) -> int | None:
+    """Return the highest step that the files of a run hold; -1 if none of them holds any; None if there are none.
+
+    folder: where W&B keeps its runs. newest: the folder in it of the start that has just begun, which is not asked.
+    """
+    there = [file for file in folder.glob(f"*/run-{glob.escape(run_id)}.wandb") if file.parent != newest]
+    for file in sorted(there, key=lambda file: file.parent.name.removeprefix("offline-"), reverse=True):
+        end = max(0, file.stat().st_size - TAIL) // BLOCK * BLOCK
+        for begin in (end, 0):
+            step = max(steps(file, begin), default=None)
+            if step is not None:
+                return step
+    return -1 if there else None
+
+
+def steps(file: Path, begin: int = 0) -> Iterator[int]:
+    """Yield the steps of all figures that a file holds from the block at `begin` on."""
+    for record in records(file, begin):
+        if record.HasField("history"):
+            found = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
+            if "_step" in found:
+                yield int(found["_step"])
+
+
+def records(file: Path, begin: int = 0) -> Iterator[Any]:
+    """Yield the records that begin in the block at `begin` or after it, up to the first that a kill has torn."""
+    from google.protobuf.message import DecodeError
+    from wandb.proto import wandb_internal_pb2
+
+    kind_of_record: Any = getattr(wandb_internal_pb2, "Record")  # noqa: B009 (its stubs do not have it)
+    with file.open("rb") as stream:
+        stream.seek(begin)
+        content = stream.read()
+    position, parts = 0 if begin else HEADER, list[bytes]()
+    while position + _PART.size <= len(content):
+        room = BLOCK - position % BLOCK
+        if room < _PART.size:
+            position += room
+            continue
+        _, length, kind = _PART.unpack_from(content, position)
+        position += _PART.size + length
+        if position > len(content) or kind not in (_WHOLE, _FIRST, _MIDDLE, _LAST):
+            return
+        if kind in (_WHOLE, _FIRST):
+            parts = []
+        elif not parts:  # of a record that began before
+            continue
+        parts.append(content[position - length : position])
+        if kind in (_WHOLE, _LAST):
+            try:
+                yield kind_of_record.FromString(b"".join(parts))
+            except DecodeError:
+                return
+            parts = []
