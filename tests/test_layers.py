@@ -70,6 +70,8 @@ LAYERS: dict[str, float] = {
     "train.tasks._packed": 0.9,
     "train.last_layer": 0.4,
     "train.tracking_feed": 0,
+    "train.gradients": 0,
+    "train.wandb_files": 0,
     "train.overrides": 0,
     "train.concat_pooling": 0,
     "train.files": -0.1,

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from data.errors import UserError
-from train import shards, zero
+from train import gradients, shards, zero
+from train.gradients import Tables, sparse_tables
 from train.layers import named_layers
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Prepared:
     accelerator: Accelerator
     model: nn.Module
     optimizer: Any
+    tables: Tables = field(default_factory=Tables)
 
     def part(self, *, last: bool) -> AbstractContextManager[None]:
         """See `Strategy`."""
@@ -136,11 +138,13 @@ class Prepared:
         """See `Strategy`. One process waits for the device nowhere."""
         if self.accelerator.scaler is not None:
             self._show(loss)
+        self.tables.spread()
         norm, divisor = self._clip(max_grad_norm)
         skip = (~(torch.isfinite(norm) & torch.isfinite(loss))).to(torch.float32)
         kernels = self._kernels
         kernels.grad_scale, kernels.found_inf = divisor, skip  # fused kernels leave everything as it is where 1
         self.optimizer.step()
+        self.tables.clear()
         self.optimizer.zero_grad()
         return norm, skip
 
@@ -162,7 +166,8 @@ class Prepared:
         if self.shares_out or self.accelerator.scaler is not None or any(each.dtype != torch.float32 for each in every):
             every = list(self.model.parameters())  # as Accelerate knows them: others it would unscale twice
             return whole(self.accelerator.clip_grad_norm_(every, max_grad_norm or torch.inf)), None
-        norm = _norm([parameter.grad for parameter in every if parameter.grad is not None])
+        parts = [self.tables.part(parameter) for parameter in every]
+        norm = gradients.norm([part for part in parts if part is not None])
         return norm, None if max_grad_norm is None else ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)
 
     def model_tensors(self, *, only_what_learns: bool = False) -> dict[str, Tensor]:
@@ -257,7 +262,9 @@ def prepare(
         _settle_fsdp2(accelerator, model, precision)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)  # Accelerate knows no other name yet
-        return Prepared(accelerator, *accelerator.prepare(model, optimizer))
+        prepared = Prepared(accelerator, *accelerator.prepare(model, optimizer))
+    alone = accelerator.distributed_type.value == "NO"
+    return replace(prepared, tables=sparse_tables(model)) if alone else prepared
 
 
 def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) -> None:
@@ -274,18 +281,6 @@ def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) ->
     )
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in named_layers(model)})
-
-
-def _norm(gradients: list[Tensor]) -> Tensor:
-    """Return the norm of all gradients together.
-
-    On CPUs of rows first: PyTorch takes a whole tensor in one thread, and of an embedding's 12 million values in fp32
-    loses 5 in 10,000.
-    """
-    if any(gradient.device.type != "cpu" for gradient in gradients):
-        return nn.utils.get_total_norm(gradients)
-    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
-    return torch.linalg.vector_norm(torch.cat(rows)) if rows else torch.zeros(())
 
 
 def whole(tensor: Tensor) -> Tensor:
