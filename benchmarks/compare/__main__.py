@@ -52,16 +52,17 @@ def main() -> None:
     with ExitStack() as held:
         folder = options.folder or Path(held.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        machine = Machine(work.peak(), work.best_matmul())
-        print(f"best matmul {machine.matmul / 1e12:.3f} TFLOP/s; {where()}", flush=True)
+        print(where(), flush=True)
         for name in chosen:
             each = WORKLOADS[name]
+            if options.precision != each.precision and options.precision:
+                each = dataclasses.replace(each, precision=options.precision, name=f"{name}-{options.precision}")
             if options.updates:
                 each = dataclasses.replace(each, updates=options.updates, warm=min(each.warm, options.updates - 1))
             if options.micro:
                 each = dataclasses.replace(each, micro=options.micro)
             peers = [peer for peer in options.peers or each.peers if peer in each.peers]
-            compare(each, peers, options.rounds, machine, clock, folder, options.results)
+            compare(each, peers, options.rounds, clock, folder, options.results)
 
 
 def _options() -> argparse.Namespace:
@@ -72,6 +73,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", choices=known, help="only these; the first must be ours")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--updates", type=int, help="of each peer, instead of the workload's; at least 2")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of all peers, instead of the workload's")
     parser.add_argument("--micro", type=int, help="tokens in a micro-batch of ours and the plain loop")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no peer after so many in all")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a peer may take")
@@ -85,11 +87,9 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def compare(
-    each: Workload, peers: list[str], rounds: int, machine: Machine, clock: Clock, folder: Path, results: Path
-) -> None:
+def compare(each: Workload, peers: list[str], rounds: int, clock: Clock, folder: Path, results: Path) -> None:
     """Measure one workload; print and write its table."""
-    begun = time.monotonic()
+    begun, machine = time.monotonic(), Machine(work.peak(), work.best_matmul(each.precision))
     write_rows(each, folder)
     shape = _shape(each, folder)
     hand_over(each, folder)
@@ -97,7 +97,8 @@ def compare(
     work_per_token = work.flops(shape, lengths, each.rank) / int(lengths.sum())
     print(
         f"{each.name}: {len(lengths):,} rows, {int(lengths.sum()):,} tokens; {work.matrices(shape):,} parameters "
-        f"multiplied, {work_per_token / 1e9:.3f} GFLOP a token; made in {time.monotonic() - begun:.0f} s",
+        f"multiplied, {work_per_token / 1e9:.3f} GFLOP a token; best matmul in {each.precision} "
+        f"{machine.matmul / 1e12:.3f} TFLOP/s; made in {time.monotonic() - begun:.0f} s",
         flush=True,
     )
     told: dict[str, list[dict[str, Any] | None]] = {peer: [] for peer in peers}
@@ -138,6 +139,7 @@ def measure(peer: str, folder: Path, limit: float) -> dict[str, Any] | None:
     """Let a peer learn in a fresh process; return what it told, or None after its last lines."""
     command = [sys.executable, "-m", "benchmarks.compare.peers", peer, str(folder)]
     environment = {"WANDB_MODE": "disabled", **os.environ, "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # caches are warm: what is compiled once is not compiled again
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=environment)
     except subprocess.TimeoutExpired:

@@ -192,6 +192,11 @@ def trainer(work: Workload, folder: Path, meter: Meter) -> None:
     _trainer(work, folder, meter)
 
 
+def trainer_fp32(work: Workload, folder: Path, meter: Meter) -> None:
+    """The same in fp32, as it computes by itself, where the others compute in bf16."""
+    _trainer(dataclasses.replace(work, precision="fp32"), folder, meter)
+
+
 def trainer_tuned(work: Workload, folder: Path, meter: Meter) -> None:
     """The same with every public switch that helps here.
 
@@ -247,7 +252,8 @@ def usual(work: Workload, folder: Path, meter: Meter) -> None:
 def peers() -> dict[str, Peer]:
     from benchmarks.compare import trl_peers
 
-    return {each.__name__: each for each in (ours, ours_compiled, raw, trainer, trainer_tuned, usual, *trl_peers.PEERS)}
+    texts = (ours, raw, trainer, trainer_fp32, trainer_tuned, usual)
+    return {each.__name__: each for each in (*texts, ours_compiled, *trl_peers.PEERS)}
 
 
 def main() -> None:

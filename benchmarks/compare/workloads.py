@@ -61,7 +61,7 @@ class Workload:
     def peers(self) -> tuple[str, ...]:
         """Who can learn it."""
         if self.task == "text_classification":
-            return TEXT_PEERS
+            return (*TEXT_PEERS, "trainer_fp32") if self.precision == "bf16" else TEXT_PEERS
         return TOKEN_PEERS if self.suite == "gpu" else TOKEN_PEERS[:5]
 
 
