@@ -272,7 +272,8 @@ imports.slow = slow
 __main__.main(sys.argv[1:])
 """
 UNNEEDED = (
-    "evaluate", "scipy", "sklearn", "nltk", "sacrebleu", "rouge_score", "seqeval", "wandb", "peft", "bitsandbytes", "deepspeed",
+    "evaluate", "scipy", "sklearn", "nltk", "sacrebleu", "rouge_score", "seqeval", "wandb", "peft", "bitsandbytes",
+    "deepspeed",
     "torchvision", "tensorboard", "torch.utils.tensorboard", "matplotlib", "transformers.trainer",
     "transformers.pipelines", "torch._inductor.compile_fx", "train.prediction", "train.submit",
 )  # fmt: skip

@@ -71,6 +71,7 @@ LAYERS: dict[str, float] = {
     "train.last_layer": 0.4,
     "train.tracking_feed": 0,
     "train.gradients": 0,
+    "train.trial": 0,
     "train.wandb_files": 0,
     "train.overrides": 0,
     "train.concat_pooling": 0,

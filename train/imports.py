@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LIBRARIES = (
     "torch._dynamo",
@@ -46,10 +47,9 @@ def slow() -> None:
 def _without_scipy() -> Iterator[None]:
     """While this lasts, transformers knows of no SciPy.
 
-    Where there is one, it would import it for three losses of object detection, which no task has: a tenth of the start.
+    Where there is one, it would import it for losses of object detection, which no task has: a tenth of the start.
     """
-    from transformers import utils
-
+    utils: Any = importlib.import_module("transformers.utils")
     known = utils.is_scipy_available
     utils.is_scipy_available = lambda: False
     try:

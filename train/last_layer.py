@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from train import padding_free
+from train import padding_free, trial
 from train.layers import stacks
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class _Narrow:
 
     def proved(self, model: Any) -> bool:
         """Whether logits come out as they do from all tokens, when what is not a number is in the place of the rest."""
-        ids, mask = padding_free.trial(model)
-        with padding_free.evaluating(model):
+        ids, mask = trial.rows(model)
+        with trial.evaluating(model):
             try:
                 meeting = self._meeting(model, ids, mask)
                 if meeting is None:
@@ -81,7 +81,7 @@ class _Narrow:
             except Exception:  # a residual that is added elsewhere, a head without logits: many kinds
                 return False
         apart, size = (found - expected).abs().max(), expected.abs().max()
-        return bool(apart <= padding_free.rounding(expected) * size) and self.done == 1
+        return bool(apart <= trial.rounding(expected) * size) and self.done == 1
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -91,10 +91,10 @@ class _Narrow:
     def _meeting(self, model: Any, ids: Tensor, mask: Tensor) -> nn.Module | None:
         """Return the first module of the block that is given what attention found together with what it came from."""
         found = list[nn.Module]()
-        count = int(mask.sum())
 
         def note(module: nn.Module, given: tuple[Any, ...]) -> None:
-            if sum(_has(each, count) for each in given) == 2:
+            layout = padding_free.layout()
+            if layout is not None and sum(_has(each, layout.size) for each in given) == 2:
                 found.append(module)
 
         hooks = [each.register_forward_pre_hook(note) for each in self.block.modules() if each is not self.block]
@@ -127,9 +127,9 @@ class _Narrow:
             layout.noted[self] = rows.diff(prepend=rows.new_tensor([-1])).nonzero().flatten()
 
     def _first(self) -> tuple[Tensor | None, int]:
-        """Return which of the N tokens begin a row, int64 (rows with tokens,), and N; None where all are computed."""
+        """Return which of the M tokens begin a row, int64 (rows with tokens,), and M; None where all are computed."""
         layout = padding_free.layout()
-        return (None, 0) if layout is None else (layout.noted.get(self), len(layout.places))
+        return (None, 0) if layout is None else (layout.noted.get(self), layout.size)
 
     def _keep(self, module: nn.Module, given: tuple[Any, ...]) -> Any:
         first, count = self._first()
@@ -139,7 +139,7 @@ class _Narrow:
         return tuple(each.index_select(1, first) if _has(each, count) else each for each in given)
 
     def _widen(self, block: nn.Module, given: Any, output: Any) -> Any:
-        """(1, rows, d) → (1, N, d)."""
+        """(1, rows, d) → (1, M, d)."""
         first, count = self._first()
         if first is None:
             return None

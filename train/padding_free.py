@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from train import dropout, row_attention, varlen
+from train import dropout, row_attention, trial, varlen
 from train.layers import stacks
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ NAME, FLAT = "padding_free", "padding_free_flat"
 COUNT = "real_tokens"
 """What a mask may say of itself: how many ones it has. Where it lies on a GPU, to count them is to wait."""
 
-TRIED = (9, 4, 6)
-"""Tokens of the rows on which a model is tried."""
+ROUNDED = 16
+"""Of what is in bf16 on a CPU there are so many tokens or a multiple: zeros that nobody reads are added. For every size
+that is new oneDNN makes kernels anew, of which most updates of SST-2 would have one: 5 % of its time.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Layout:
     width: int
     places: Tensor
     """int64 (N,): the place of each real token in the rows, one after the other."""
+    size: int
+    """M, of N real tokens and what is added to them."""
     starts: Tensor
     """int32 (B + 1,): where each row begins among the real tokens."""
     groups: row_attention.Groups | None
@@ -52,14 +56,19 @@ class Layout:
     """What others have found out about the batch."""
 
     def flat(self, tensor: Tensor) -> Tensor:
-        """(B or 1, T, …) → (1, N, …)."""
+        """(B or 1, T, …) → (1, M, …)."""
         whole = tensor if len(tensor) == self.rows else tensor.expand(self.rows, *tensor.shape[1:])
-        return whole.reshape(self.rows * self.width, *tensor.shape[2:])[self.places][None]
+        return self.filled(whole.reshape(self.rows * self.width, *tensor.shape[2:])[self.places][None])
 
     def padded(self, tensor: Tensor) -> Tensor:
-        """(1, N, …) → (B, T, …), zero where there is no token."""
-        whole = tensor.new_zeros(self.rows * self.width, *tensor.shape[2:])
-        return whole.index_copy(0, self.places, tensor[0]).view(self.rows, self.width, *tensor.shape[2:])
+        """(1, M, …) → (B, T, …), zero where there is no token."""
+        whole, real = tensor.new_zeros(self.rows * self.width, *tensor.shape[2:]), tensor[0, : len(self.places)]
+        return whole.index_copy(0, self.places, real).view(self.rows, self.width, *tensor.shape[2:])
+
+    def filled(self, tensor: Tensor) -> Tensor:
+        """(1, N, …) → (1, M, …)."""
+        more = self.size - len(self.places)
+        return nn.functional.pad(tensor, (*(0, 0) * (tensor.dim() - 2), 0, more)) if more else tensor
 
 
 _named: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
@@ -154,12 +163,17 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         return
     count = getattr(mask, COUNT, None)
     count = int(mask.sum()) if count is None else count
-    if 0 < count < mask.numel() and count != mask.shape[1]:  # else what is flat would look like rows
+    size = _size(count, mask.device.type)
+    if 0 < count < mask.numel() and mask.shape[1] not in (count, size):  # else what is flat would look like rows
         places = torch.nonzero_static(mask.flatten(), size=count).flatten()
         starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
         groups = row_attention.group(mask) if mask.device.type == "cpu" else None
-        _layout = Layout(len(mask), mask.shape[1], places, starts, groups, base.config, _named[base])
+        _layout = Layout(len(mask), mask.shape[1], places, size, starts, groups, base.config, _named[base])
         base.config._attn_implementation_internal = _named[base]
+
+
+def _size(count: int, device: str) -> int:
+    return -(-count // ROUNDED) * ROUNDED if device == "cpu" and torch.is_autocast_enabled(device) else count
 
 
 def _end(base: Any, given: Any, output: Any) -> None:
@@ -193,7 +207,7 @@ def _pad(block: nn.Module, given: Any, output: Any) -> Any:
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """(1, heads, N, d) each → (1, N, heads, d)."""
+    """(1, heads, M, d) each → (1, M, heads, d)."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     layout = _layout
@@ -201,7 +215,8 @@ def _attention(
     if layout.groups is not None and row_attention.can(query, key, attention_mask, options):
         assert attention_mask is not None
         chosen = {"dropout": options.get("dropout", 0.0), "scaling": options.get("scaling")}
-        return row_attention.attend(layout.groups, query, key, value, attention_mask, **chosen), None
+        query, key, value = (each[:, :, : len(layout.places)] for each in (query, key, value))
+        return layout.filled(row_attention.attend(layout.groups, query, key, value, attention_mask, **chosen)), None
     query, key, value = (layout.padded(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
     found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return layout.flat(found), None
@@ -219,8 +234,8 @@ def _flat_attention(
 
 def _proved(model: PreTrainedModel, base: Any) -> bool:
     """Whether real tokens come out as they do with padding, and nothing comes out elsewhere."""
-    ids, mask = trial(model)
-    with evaluating(base):
+    ids, mask = trial.rows(model)
+    with trial.evaluating(base):
         try:
             found = base(input_ids=ids, attention_mask=mask).last_hidden_state
             with _off(base):
@@ -230,32 +245,7 @@ def _proved(model: PreTrainedModel, base: Any) -> bool:
     real = mask.bool()
     apart, size = (found - expected)[real].abs().max(), expected[real].abs().max()
     untouched = bool((found[~real] != expected[~real]).any())  # else nothing was taken apart
-    return bool(apart <= rounding(expected) * size) and untouched
-
-
-def trial(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Return ids and mask of some rows of several lengths, (B, T) each: always the same of one vocabulary."""
-    embedding: Any = model.get_input_embeddings()
-    device, tried = embedding.weight.device, (*TRIED, *_beyond_windows(model))
-    generator = torch.Generator().manual_seed(0)  # its own: training's is left alone
-    ids = torch.randint(len(embedding.weight), (len(tried), max(tried)), generator=generator).to(device)
-    return ids, (torch.arange(max(tried))[None] < torch.tensor(tried)[:, None]).long().to(device)
-
-
-def rounding(found: Tensor) -> float:
-    """Return how far apart, of their size, two ways to compute the same may end."""
-    device = found.device.type
-    dtypes = [torch.float32, found.dtype]  # norms and rotations of many models are fp32 in any dtype
-    if torch.is_autocast_enabled(device):
-        dtypes.append(torch.get_autocast_dtype(device))
-    return float(max(torch.finfo(dtype).eps for dtype in dtypes) ** 0.6)
-
-
-def _beyond_windows(model: Any) -> list[int]:
-    """Return the length of a row in which some tokens are too far apart to see each other, if that can be."""
-    window = max((getattr(model.config, name, None) or 0 for name in ("sliding_window", "local_attention")), default=0)
-    longest = getattr(model.config, "max_position_embeddings", 2 * window + 9)
-    return [min(2 * window + 9, longest)] if window else []
+    return bool(apart <= trial.rounding(expected) * size) and untouched
 
 
 @contextmanager
@@ -268,18 +258,6 @@ def _off(base: Any) -> Iterator[None]:
         yield
     finally:
         hooks.update(kept)
-
-
-@contextmanager
-def evaluating(base: nn.Module) -> Iterator[None]:
-    """While this lasts, nothing is dropped, learned or drawn."""
-    training = base.training
-    base.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        base.train(training)
 
 
 HOOKS = (_begin, _end, _flatten, _pad)

@@ -23,6 +23,11 @@ OVERHEAD = 2_000
 """What one more group costs, in pairs of tokens (of all heads) that could have been computed in that time."""
 
 
+FEW = 200_000
+"""Pairs of tokens of all heads, up to which products are computed in fp32 where all else is in bf16: for every size of
+a product in bf16 that is new oneDNN makes a kernel anew, which takes longer than these products do.
+"""
+
 UNKNOWN = ("position_bias", "softcap", "cache")
 """Options of attention in transformers that are left to its own."""
 
@@ -135,11 +140,13 @@ def attend(
     places, seen = groups.places(heads), groups.masks(mask)
     tensors = [_tokens(each) for each in (query, key, value)]
     if dropout:
-        if torch.is_autocast_enabled("cpu"):
-            tensors = [each.to(torch.get_autocast_dtype("cpu")) for each in tensors]
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else tensors[0].dtype
+        few = dtype == torch.bfloat16 and sum(rows * width**2 for rows, width in places.shapes) <= FEW
+        tensors = [each.to(torch.float32 if few else dtype) for each in tensors]
         hidden = [_hidden(each, heads, tensors[0].dtype) for each in seen]
-        found = dropping_attention.attend(places, tensors, hidden, dropout, scale)
-        return found.view(1, -1, heads, size)
+        with torch.autocast("cpu", enabled=False):
+            found = dropping_attention.attend(places, tensors, hidden, dropout, scale)
+        return found.to(dtype).view(1, -1, heads, size)
     sizes = [rows * width for rows, width in places.shapes]
     shapes = [(rows // heads, heads, width, -1) for rows, width in places.shapes]
     queries, keys, values = (

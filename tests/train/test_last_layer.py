@@ -40,9 +40,11 @@ def computed(model: Any) -> list[int]:
     return seen
 
 
+@pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("kind", NARROWED)
-def test_it_is_the_same(kind: str) -> None:
-    """Logits and every gradient, float64 to 1e-9, from 4 tokens of 25."""
+def test_it_is_the_same(kind: str, multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and every gradient, float64 to 1e-9, from 4 tokens of 25; also of 32, as in bf16."""
+    monkeypatch.setattr(padding_free, "_size", lambda count, device: -(-count // multiple) * multiple)
     model, given = make(kind, HEAD), batch()
     logits, gradients = learned(model, given)
     assert last_layer.enable(model)

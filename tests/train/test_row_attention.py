@@ -122,7 +122,10 @@ def test_dropout_is_what_the_seed_says() -> None:
     assert (mean - whole).abs().max() < 0.4 and (mean - whole).abs().mean() < 0.05
 
 
-def test_in_bf16() -> None:
+@pytest.mark.parametrize("few", [0, 10**9])
+def test_in_bf16(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of a few short rows are computed in fp32."""
+    monkeypatch.setattr(row_attention, "FEW", few)
     mask = tokens(LAYOUTS["many lengths"], "right")
     given, seen, groups = inputs(mask, torch.float32), visible(mask, None), row_attention.group(mask)
     whole = row_attention.attend(groups, *given, seen, dropout=0.0, scaling=None)
@@ -131,6 +134,10 @@ def test_in_bf16() -> None:
             found = row_attention.attend(groups, *given, seen, dropout=dropout, scaling=None)
             assert found.dtype == torch.bfloat16
     assert functional.mse_loss(found.float(), whole) < 0.02
+    learned = torch.autograd.grad(found.float().square().sum(), given)
+    expected = torch.autograd.grad(whole.square().sum(), given)
+    for one, other in zip(learned, expected, strict=True):
+        assert one.dtype == torch.float32 and functional.mse_loss(one, other) < 0.02 * other.square().mean().clamp(1)
 
 
 def test_what_it_does_not_know() -> None:
