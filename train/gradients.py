@@ -26,6 +26,14 @@ class Tables:
     touched: dict[nn.Parameter, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Of this update: int64 (R,), which rows, and their gradients, (R, d)."""
 
+    def bound(self) -> None:
+        """After each micro-batch: let a gradient be whole where there are more rows by now than the table has."""
+        for table in self.zeros:
+            grad = table.grad
+            if grad is not None and grad.is_sparse and grad._nnz() > len(table):
+                table.grad = None
+                table.grad = grad.to_dense()
+
     def spread(self) -> None:
         """Let sparse gradients be whole ones."""
         for table in self.zeros:

@@ -133,6 +133,7 @@ class Prepared:
     def backward(self, loss: Tensor) -> None:
         """See `Strategy`."""
         self.accelerator.backward(loss)
+        self.tables.bound()
 
     def step(self, loss: Tensor, max_grad_norm: float | None) -> tuple[Tensor, Tensor]:
         """See `Strategy`. One process waits for the device nowhere."""

@@ -22,18 +22,18 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = range(1, 5)
 
 
 def last_step(folder: Path, run_id: str, newest: Path) -> int | None:
-    """Return the highest step that the files of a run hold; -1 if none of them holds any; None if there are none.
+    """Return the highest step that the files of a run hold; None if none of them holds any: they may be cleaned away.
 
     folder: where W&B keeps its runs. newest: the folder in it of the start that has just begun, which is not asked.
     """
     there = [file for file in folder.glob(f"*/run-{glob.escape(run_id)}.wandb") if file.parent != newest]
-    for file in sorted(there, key=lambda file: file.parent.name.removeprefix("offline-"), reverse=True):
-        end = max(0, file.stat().st_size - TAIL) // BLOCK * BLOCK
-        for begin in (end, 0):
-            step = max(steps(file, begin), default=None)
-            if step is not None:
-                return step
-    return -1 if there else None
+    return max((step for file in there if (step := _last(file)) is not None), default=None)
+
+
+def _last(file: Path) -> int | None:
+    end = max(0, file.stat().st_size - TAIL) // BLOCK * BLOCK
+    step = max(steps(file, end), default=None)
+    return max(steps(file), default=None) if step is None and end else step
 
 
 def steps(file: Path, begin: int = 0) -> Iterator[int]:

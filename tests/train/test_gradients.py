@@ -101,6 +101,22 @@ def test_what_is_learned_is_the_same(
     assert ours.tables.zeros[words.weight].shape == words.weight.shape, "zeros were made, and used"
 
 
+def test_many_micro_batches_take_no_more_memory_than_the_table() -> None:
+    torch.manual_seed(0)
+    ours, plain = learners(Reader(), OptimConfig(name="sgd", lr=1e-4))
+    words: Any = ours.model.words
+    for ids in torch.randint(1, 9, (30, 2, 7)):
+        for each in (ours, plain):
+            each.backward(each.model(ids))
+        grad = words.weight.grad
+        assert not grad.is_sparse or grad._nnz() <= ROWS
+    assert not grad.is_sparse
+    for each in (ours, plain):
+        each.step(torch.tensor(1.0), 1.0)
+    for one, other in zip(ours.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_a_gradient_that_is_whole_all_the_same() -> None:
     """What is used by somebody else too has one, whichever comes first."""
 
