@@ -16,9 +16,9 @@ LARGE = 2**20
 class Tables:
     """Tables of embeddings whose gradients are 0 between updates, but for the rows that an update has touched.
 
-    PyTorch makes them anew in every micro-batch, zeros of the size of the whole table: of MiniLM's update on SST-2, on
-    two cores, more than AdamW takes. Asked for sparse gradients it gives the rows alone, which here are put among zeros
-    that are kept; afterwards these rows are cleared. What is learned is the same.
+    PyTorch makes them anew in every micro-batch, zeros of the size of the whole table: of MiniLM's update on SST-2 in
+    bf16, on two cores, 7 to 32 ms of 170, where AdamW takes 11. Asked for sparse gradients it gives the rows alone,
+    which here are put among zeros that are kept; afterwards these rows are cleared. What is learned is the same.
     """
 
     zeros: dict[nn.Parameter, Tensor] = field(default_factory=dict)

@@ -24,8 +24,8 @@ OVERHEAD = 2_000
 
 
 FEW = 200_000
-"""Pairs of tokens of all heads, up to which products are computed in fp32 where all else is in bf16: for every size of
-a product in bf16 that is new oneDNN makes a kernel anew, which takes longer than these products do.
+"""Pairs of tokens of all heads, up to which attention with dropout is computed in fp32 where all else is bf16: for
+every size of a product in bf16 that is new oneDNN makes a kernel anew, which takes longer than these products do.
 """
 
 UNKNOWN = ("position_bias", "softcap", "cache")

@@ -1,13 +1,15 @@
 """What W&B's local files hold of a run: what a kill caught on its way to them was handed over, but is not there.
 
 A .wandb file is a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) behind a header of seven
-bytes: blocks of 32 KiB; a record is cut into parts where a block ends, each behind its checksum, length and kind.
+bytes: blocks of 32 KiB; a record is cut into parts where a block ends, each behind its checksum, length and kind. The
+checksum is the usual CRC-32, of kind and part.
 """
 
 from __future__ import annotations
 
 import glob
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,6 @@ def steps(file: Path, begin: int = 0) -> Iterator[int]:
 
 def records(file: Path, begin: int = 0) -> Iterator[Any]:
     """Yield the records that begin in the block at `begin` or after it, up to the first that a kill has torn."""
-    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2
 
     kind_of_record: Any = getattr(wandb_internal_pb2, "Record")  # noqa: B009 (its stubs do not have it)
@@ -60,18 +61,16 @@ def records(file: Path, begin: int = 0) -> Iterator[Any]:
         if room < _PART.size:
             position += room
             continue
-        _, length, kind = _PART.unpack_from(content, position)
+        checksum, length, kind = _PART.unpack_from(content, position)
         position += _PART.size + length
-        if position > len(content) or kind not in (_WHOLE, _FIRST, _MIDDLE, _LAST):
+        part = content[position - length : position]
+        if kind not in (_WHOLE, _FIRST, _MIDDLE, _LAST) or zlib.crc32(part, zlib.crc32(bytes([kind]))) != checksum:
             return
         if kind in (_WHOLE, _FIRST):
             parts = []
         elif not parts:  # of a record that began before
             continue
-        parts.append(content[position - length : position])
+        parts.append(part)
         if kind in (_WHOLE, _LAST):
-            try:
-                yield kind_of_record.FromString(b"".join(parts))
-            except DecodeError:
-                return
+            yield kind_of_record.FromString(b"".join(parts))
             parts = []

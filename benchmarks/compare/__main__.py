@@ -55,7 +55,7 @@ def main() -> None:
         print(where(), flush=True)
         for name in chosen:
             each = WORKLOADS[name]
-            if options.precision != each.precision and options.precision:
+            if options.precision not in (None, each.precision):
                 each = dataclasses.replace(each, precision=options.precision, name=f"{name}-{options.precision}")
             if options.updates:
                 each = dataclasses.replace(each, updates=options.updates, warm=min(each.warm, options.updates - 1))

@@ -82,6 +82,16 @@ def test_it_is_the_same(kind: str, attention: str, side: str, monkeypatch: pytes
     assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))
 
 
+def test_under_autocast_there_are_sizes_that_come_again() -> None:
+    model, given = make("Bert").float(), batch()
+    assert padding_free.enable(model)
+    for half, tokens in ((False, 25), (True, 32)):
+        seen = counting(model.base_model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            model(**given)
+        assert (1, tokens) in {shape[:2] for shape in seen}
+
+
 def test_without_padding_nothing_is_taken_apart() -> None:
     model, ids = make("Bert"), batch()["input_ids"]
     expected = model(input_ids=ids).logits

@@ -126,6 +126,14 @@ def test_dropout_is_what_the_seed_says() -> None:
 def test_in_bf16(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of a few short rows are computed in fp32."""
     monkeypatch.setattr(row_attention, "FEW", few)
+    asked = list[torch.dtype]()
+    real = dropping_attention.attend
+
+    def noting(places: Any, tensors: list[Tensor], *others: Any) -> Tensor:
+        asked.extend({each.dtype for each in tensors})
+        return real(places, tensors, *others)
+
+    monkeypatch.setattr(dropping_attention, "attend", noting)
     mask = tokens(LAYOUTS["many lengths"], "right")
     given, seen, groups = inputs(mask, torch.float32), visible(mask, None), row_attention.group(mask)
     whole = row_attention.attend(groups, *given, seen, dropout=0.0, scaling=None)
@@ -133,6 +141,7 @@ def test_in_bf16(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
         for dropout in (0.0, 2**-8):
             found = row_attention.attend(groups, *given, seen, dropout=dropout, scaling=None)
             assert found.dtype == torch.bfloat16
+    assert asked == [torch.float32 if few else torch.bfloat16]
     assert functional.mse_loss(found.float(), whole) < 0.02
     learned = torch.autograd.grad(found.float().square().sum(), given)
     expected = torch.autograd.grad(whole.square().sum(), given)

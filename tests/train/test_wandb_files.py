@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def write(file: Path, recorded: Sequence[int], sizes: Sequence[int]) -> None:
                     continue
                 part, left = left[: room - 7], left[room - 7 :]
                 kind = {(True, True): 1, (True, False): 2, (False, False): 3, (False, True): 4}[first, not left]
-                content += struct.pack("<IHB", 0, len(part), kind) + part
+                content += struct.pack("<IHB", zlib.crc32(bytes([kind]) + part), len(part), kind) + part
                 first = False
     file.write_bytes(content)
 
@@ -63,6 +64,10 @@ def test_a_file_that_a_kill_has_torn(folder: Path) -> None:
         assert found == list(range(len(found)))
         lengths.add(len(found))
     assert lengths >= {2, 4}
+    for begin in range(7, len(whole), 97):  # as long as it was, with nothing in it from some byte on
+        file.write_bytes(whole[:begin] + bytes(len(whole) - begin))
+        found = list(steps(file))
+        assert found == list(range(len(found))) and len(found) < 5
     for zeros in (1, 7, 100, 2 * BLOCK):  # room on the disk whose content was never written
         file.write_bytes(whole + bytes(zeros))
         assert list(steps(file)) == list(range(5))
