@@ -2,6 +2,7 @@
 
 Hooks around the stack of layers take (B, T, d) apart into (1, N, d), the N real tokens of the batch, and put it
 together again; under autocast on a CPU they are M, with some zeros (see `ROUNDED`). The model's own code does not know.
+Its embeddings are of real tokens too, where that gives the same; between the two are rows, of which it makes masks.
 Attention is that of a kernel for rows of any lengths (`varlen`), or where there is none computed on padded rows, which
 the other kernels need.
 """
@@ -50,6 +51,8 @@ class Layout:
     """int32 (B + 1,): where each row begins among the real tokens."""
     groups: row_attention.Groups | None
     """Of rows that are attended to at once, on a CPU."""
+    by_ids: bool
+    """Whether the model was given ids, and not what they stand for."""
     config: Any
     """Of the model, which asks for this attention."""
     attention: str
@@ -111,12 +114,15 @@ def enable(model: PreTrainedModel) -> bool:
     if not _can(model) or len(blocks) != 1:
         return False
     _named[base] = FLAT if varlen.available(model) else NAME
-    hooks = _hook(base, list(blocks[0][1]))
+    hooks, of_embeddings = _hook(base, list(blocks[0][1])), _hook_embeddings(base, list(blocks[0][1]))
+    if of_embeddings and _proved(model, base):
+        dropout.enable(model)
+        return True
+    _remove(of_embeddings)  # it finds out from their shape where tokens stand, as DistilBERT does
     if _proved(model, base):
         dropout.enable(model)
         return True
-    for hook in hooks:
-        hook.remove()
+    _remove(hooks)
     return False
 
 
@@ -143,6 +149,22 @@ def _hook(base: nn.Module, blocks: list[nn.Module]) -> list[Any]:
     return [*hooks, blocks[-1].register_forward_hook(_pad)]
 
 
+def _hook_embeddings(base: nn.Module, blocks: list[nn.Module]) -> list[Any]:
+    hooks = list[Any]()
+    for child in base.children():
+        inside = set(child.modules()) - {child}
+        tables = [module for module in inside if isinstance(module, nn.Embedding)]
+        if tables and inside.isdisjoint(blocks):
+            hooks += [table.register_forward_pre_hook(_look_up) for table in tables]
+            hooks.append(child.register_forward_hook(_pad_embedded))
+    return hooks
+
+
+def _remove(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+
+
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -156,7 +178,8 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Note where the tokens are, if there is padding at all, and let the model ask for our attention."""
     global _layout
     known = inspect.signature(base.forward).bind_partial(*given, **named).arguments
-    mask, asked = known.get("attention_mask"), {**known, **known.get("kwargs", {})}.get("output_hidden_states")
+    known.update(known.pop("kwargs", {}))
+    mask, asked, by_ids = (known.get(name) for name in ("attention_mask", "output_hidden_states", "input_ids"))
     _layout = None
     if mask is None or mask.dim() != 2 or _twice(base):
         return
@@ -169,7 +192,8 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         places = torch.nonzero_static(mask.flatten(), size=count).flatten()
         starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
         groups = row_attention.group(mask) if mask.device.type == "cpu" else None
-        _layout = Layout(len(mask), mask.shape[1], places, size, starts, groups, base.config, _named[base])
+        _layout = Layout(len(mask), mask.shape[1], places, size, starts, groups, by_ids is not None, base.config,
+                         _named[base])  # fmt: skip
         base.config._attn_implementation_internal = _named[base]
 
 
@@ -181,6 +205,16 @@ def _end(base: Any, given: Any, output: Any) -> None:
     global _layout
     _layout = None
     base.config._attn_implementation_internal = "sdpa"
+
+
+def _look_up(table: nn.Module, given: tuple[Any, ...]) -> Any:
+    if _layout is None or not _layout.by_ids or given[0].shape[1:] != (_layout.width,):
+        return None
+    return (_layout.flat(given[0]), *given[1:])
+
+
+def _pad_embedded(embeddings: nn.Module, given: Any, output: Any) -> Any:
+    return None if _layout is None or not _layout.by_ids else _pad(embeddings, given, output)
 
 
 def _flatten(block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
@@ -261,5 +295,5 @@ def _off(base: Any) -> Iterator[None]:
         hooks.update(kept)
 
 
-HOOKS = (_begin, _end, _flatten, _pad)
+HOOKS = (_begin, _end, _flatten, _pad, _look_up, _pad_embedded)
 """What is hung on a model."""

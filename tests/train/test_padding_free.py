@@ -82,6 +82,28 @@ def test_it_is_the_same(kind: str, attention: str, side: str, monkeypatch: pytes
     assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_are_of_real_tokens(kind: str) -> None:
+    """Where it gives the same: DistilBERT takes from the shape of what it looks up where tokens stand."""
+    model, given = make(kind), batch()
+    assert padding_free.enable(model)
+    seen, tables = [], [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    for table in tables:
+        table.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    model(**given)
+    assert set(seen) == ({(4, 11), (1, 11)} if kind == "DistilBert" else {(1, 25)})
+
+
+def test_of_vectors_instead_of_ids_positions_are_rows() -> None:
+    model, given = make("Bert"), batch()
+    vectors = model.get_input_embeddings()(given.pop("input_ids")).detach()
+    logits, gradients = learned(model, {**given, "inputs_embeds": vectors})
+    assert padding_free.enable(model)
+    found, others = learned(model, {**given, "inputs_embeds": vectors})
+    assert torch.allclose(found, logits, rtol=1e-9, atol=1e-12)
+    assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))
+
+
 def test_under_autocast_there_are_sizes_that_come_again() -> None:
     model, given = make("Bert").float(), batch()
     assert padding_free.enable(model)
