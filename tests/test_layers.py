@@ -60,6 +60,7 @@ LAYERS: dict[str, float] = {
     "train.dropout": 0,
     "train.dropping_attention": 0.1,
     "train.row_attention": 0.2,
+    "train.layout": 0.22,
     "train.padding_free": 0.25,
     "train.documents": 0,
     "train.prefetch": 2,

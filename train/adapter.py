@@ -70,7 +70,7 @@ def attach(
         revision=origin.revision,
     )
     training = model.training
-    _part_ways(model, modules, whole, targets)
+    _part_ways(model, modules, whole, targets, rows)
     with quiet():
         adapted: PeftModel = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     config.base_model_name_or_path = origin.path
@@ -154,9 +154,11 @@ def _whole(model: PreTrainedModel, modules: Mapping[str, nn.Module], wanted: Seq
     return [name for name in dict.fromkeys(found) if not any(name.startswith(f"{other}.") for other in found)]
 
 
-def _part_ways(model: Any, modules: Mapping[str, nn.Module], whole: Sequence[str], targets: Collection[str]) -> None:
+def _part_ways(
+    model: Any, modules: Mapping[str, nn.Module], whole: Sequence[str], targets: Collection[str], rows: Collection[str]
+) -> None:
     """Let go of the shorter ways through what PEFT will copy or wrap: they were proved of what was there before."""
-    from train import last_layer, output_layer
+    from train import last_layer, output_layer, padding_free
     from train.layers import stacks
 
     output = model.get_output_embeddings()
@@ -165,6 +167,8 @@ def _part_ways(model: Any, modules: Mapping[str, nn.Module], whole: Sequence[str
     inside = {block for _, blocks in stacks(model) for layer in blocks for block in layer.modules()}
     if any(modules[name] in inside for name in whole):
         last_layer.disable(model)
+    if rows:
+        padding_free.look_up_rows(model)
 
 
 def frozen_layers(model: PreTrainedModel, new: Collection[str], also_train: Sequence[str]) -> dict[str, nn.Module]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from train import dropout, row_attention, trial, varlen
 from train.layers import stacks
+from train.layout import Layout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,44 +35,6 @@ ROUNDED = 16
 """Under autocast on a CPU there are so many tokens or a multiple: zeros that nobody reads are added. For every size
 that is new oneDNN makes kernels anew, and most updates of SST-2 would have a new one: to fill up saves 1 to 2 %.
 """
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the real tokens of a batch are."""
-
-    rows: int
-    width: int
-    places: Tensor
-    """int64 (N,): the place of each real token in the rows, one after the other."""
-    size: int
-    """M, of N real tokens and what is added to them."""
-    starts: Tensor
-    """int32 (B + 1,): where each row begins among the real tokens."""
-    groups: row_attention.Groups | None
-    """Of rows that are attended to at once, on a CPU."""
-    by_ids: bool
-    """Whether the model was given ids, and not what they stand for."""
-    config: Any
-    """Of the model, which asks for this attention."""
-    attention: str
-    noted: dict[Any, Any] = field(default_factory=dict)
-    """What others have found out about the batch."""
-
-    def flat(self, tensor: Tensor) -> Tensor:
-        """(B or 1, T, …) → (1, M, …)."""
-        whole = tensor if len(tensor) == self.rows else tensor.expand(self.rows, *tensor.shape[1:])
-        return self.filled(whole.reshape(self.rows * self.width, *tensor.shape[2:])[self.places][None])
-
-    def padded(self, tensor: Tensor) -> Tensor:
-        """(1, M, …) → (B, T, …), zero where there is no token."""
-        whole, real = tensor.new_zeros(self.rows * self.width, *tensor.shape[2:]), tensor[0, : len(self.places)]
-        return whole.index_copy(0, self.places, real).view(self.rows, self.width, *tensor.shape[2:])
-
-    def filled(self, tensor: Tensor) -> Tensor:
-        """(1, N, …) → (1, M, …)."""
-        more = self.size - len(self.places)
-        return nn.functional.pad(tensor, (*(0, 0) * (tensor.dim() - 2), 0, more)) if more else tensor
 
 
 _named: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
@@ -115,15 +77,20 @@ def enable(model: PreTrainedModel) -> bool:
         return False
     _named[base] = FLAT if varlen.available(model) else NAME
     hooks, of_embeddings = _hook(base, list(blocks[0][1])), _hook_embeddings(base, list(blocks[0][1]))
-    if of_embeddings and _proved(model, base):
-        dropout.enable(model)
-        return True
-    _remove(of_embeddings)  # it finds out from their shape where tokens stand, as DistilBERT does
-    if _proved(model, base):
-        dropout.enable(model)
-        return True
-    _remove(hooks)
-    return False
+    proved = bool(of_embeddings) and _proved(model, base)
+    if not proved:  # of the shape of words DistilBERT makes positions, others look at the mask or at neighbours
+        _remove(of_embeddings)
+        proved = _proved(model, base)
+    dropout.enable(model) if proved else _remove(hooks)
+    return proved
+
+
+def look_up_rows(model: nn.Module) -> None:
+    """Let embeddings be of rows again: before a table is replaced by what looks up the ids itself."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if hook in (_look_up, _pad_embedded)]:
+                del hooks[key]
 
 
 def _can(model: Any) -> bool:
@@ -150,6 +117,7 @@ def _hook(base: nn.Module, blocks: list[nn.Module]) -> list[Any]:
 
 
 def _hook_embeddings(base: nn.Module, blocks: list[nn.Module]) -> list[Any]:
+    """Hook parts of the model that hold tables beside others, as norms and dropout, which then see real tokens only."""
     hooks = list[Any]()
     for child in base.children():
         inside = set(child.modules()) - {child}
@@ -208,12 +176,15 @@ def _end(base: Any, given: Any, output: Any) -> None:
 
 
 def _look_up(table: nn.Module, given: tuple[Any, ...]) -> Any:
-    if _layout is None or not _layout.by_ids or given[0].shape[1:] != (_layout.width,):
+    """(B or 1, T), or (T,) → (1, M)."""
+    ids = given[0][None] if given[0].dim() == 1 else given[0]
+    if _layout is None or not _layout.by_ids or ids.shape[1:] != (_layout.width,):
         return None
-    return (_layout.flat(given[0]), *given[1:])
+    return (_layout.flat(ids), *given[1:])
 
 
 def _pad_embedded(embeddings: nn.Module, given: Any, output: Any) -> Any:
+    """(1, M, d) → (B, T, d)."""
     return None if _layout is None or not _layout.by_ids else _pad(embeddings, given, output)
 
 

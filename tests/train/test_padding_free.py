@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from tests.train.test_documents import kernel
 from train import padding_free, varlen
+from train.adapter import ROWS, attach
+from train.adapter_config import AdapterConfig
 
 SIZES = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 KINDS: dict[str, dict[str, Any]] = {
@@ -55,6 +58,14 @@ def counting(base: Any) -> list[tuple[int, ...]]:
     return seen
 
 
+def looked_up(model: nn.Module) -> list[tuple[int, ...]]:
+    """Note the shape of all ids that are looked up."""
+    seen = list[tuple[int, ...]]()
+    for table in (module for module in model.modules() if isinstance(module, nn.Embedding)):
+        table.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    return seen
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["on rows", "without rows", "and some zeros"])
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,19 +98,41 @@ def test_embeddings_are_of_real_tokens(kind: str) -> None:
     """Where it gives the same: DistilBERT takes from the shape of what it looks up where tokens stand."""
     model, given = make(kind), batch()
     assert padding_free.enable(model)
-    seen, tables = [], [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    for table in tables:
-        table.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    seen = looked_up(model)
     model(**given)
     assert set(seen) == ({(4, 11), (1, 11)} if kind == "DistilBert" else {(1, 25)})
 
 
+ROWS_OF_NUMBERS = [(kind, shape) for kind in ("Bert", "Roberta", "LayoutLM") for shape in ((4, 11), (1, 11))]
+
+
+@pytest.mark.parametrize("kind, shape", [*ROWS_OF_NUMBERS, ("LayoutLM", (11,))])
+def test_positions_and_types_of_ones_own(kind: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "LayoutLM", SIZES)
+    model = make(kind)
+    numbers = torch.randint(2, 40, shape, generator=torch.Generator().manual_seed(2))
+    given = {**batch(), "position_ids": numbers}
+    if kind != "Roberta":
+        given["token_type_ids"] = torch.arange(44).view(4, 11) % 2
+    logits, gradients = learned(model, given)
+    assert padding_free.enable(model)
+    seen = looked_up(model)
+    found, others = learned(model, given)
+    assert set(seen) == {(1, 25)}
+    assert torch.allclose(found, logits, rtol=1e-9, atol=1e-12)
+    assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))
+
+
 def test_of_vectors_instead_of_ids_positions_are_rows() -> None:
+    """Nobody has ids that could be made real ones only: positions and types are looked up as they would be."""
     model, given = make("Bert"), batch()
+    given["token_type_ids"] = torch.arange(44).view(4, 11) % 2
     vectors = model.get_input_embeddings()(given.pop("input_ids")).detach()
     logits, gradients = learned(model, {**given, "inputs_embeds": vectors})
     assert padding_free.enable(model)
+    seen = looked_up(model)
     found, others = learned(model, {**given, "inputs_embeds": vectors})
+    assert seen == [(4, 11), (1, 11)]
     assert torch.allclose(found, logits, rtol=1e-9, atol=1e-12)
     assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))
 
@@ -194,3 +227,20 @@ def test_what_cannot_be_is_left_as_it_is(why: str) -> None:
     hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
     assert not padding_free.enable(model)
     assert [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()] == hooks
+
+
+@pytest.mark.parametrize("new", [[], [f"2{ROWS}"]], ids=["no new tokens", "new tokens"])
+def test_beside_an_adapter(new: list[str]) -> None:
+    """PEFT puts in the place of a table of which rows are new what looks up the ids itself."""
+    results = []
+    for enabled in (False, True):
+        model, given = make("Bert"), batch()
+        assert not enabled or padding_free.enable(model)
+        adapted = attach(model, AdapterConfig(dropout=0.0), new, 60, 0, SimpleNamespace(path="nowhere", revision=None))
+        seen = looked_up(adapted)
+        results.append(learned(adapted.double().eval(), given))
+        assert ((1, 25) in seen) == (enabled and not new)
+    (logits, gradients), (found, others) = results
+    assert torch.allclose(found, logits, rtol=1e-9, atol=1e-12)
+    assert len(others) == len(gradients) > 0
+    assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))
