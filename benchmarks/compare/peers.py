@@ -69,6 +69,7 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
     import torch
 
     from train.config import validate
+    from train.hardware import seed_dropout
     from train.ingredients import read
     from train.run import plan_batches
 
@@ -85,6 +86,7 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
     for number, batch in batches.between(0, work.updates):
         for group in optimizer.param_groups:
             group["lr"] = RATE * (1 - (number - 1) / work.updates)
+        seed_dropout(settings.seed, number, 0)  # both drop the same units: the same losses
         total = torch.zeros((), device=device)
         for part in batch.parts:
             tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in part.tensors.items()}
