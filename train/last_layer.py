@@ -37,10 +37,7 @@ def enable(model: PreTrainedModel) -> bool:
 
 def disable(model: nn.Module) -> None:
     """Let it compute padding, and all tokens, again."""
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if _is_ours(hook)]:
-                del hooks[key]
+    trial.unhook(model, _is_ours)
 
 
 def enabled(model: nn.Module) -> bool:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from train import trial
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -62,10 +64,7 @@ def enable(model: Any) -> bool:
 
 def disable(model: nn.Module) -> None:
     """Let it give logits to everyone again."""
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (_before, _after)]:
-                del hooks[key]
+    trial.unhook(model, lambda hook: hook in (_before, _after))
 
 
 @contextmanager

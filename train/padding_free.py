@@ -87,10 +87,7 @@ def enable(model: PreTrainedModel) -> bool:
 
 def look_up_rows(model: nn.Module) -> None:
     """Let embeddings be of rows again: before a table is replaced by what looks up the ids itself."""
-    for module in model.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key in [key for key, hook in hooks.items() if hook in (_look_up, _pad_embedded)]:
-                del hooks[key]
+    trial.unhook(model, lambda hook: hook in (_look_up, _pad_embedded))
 
 
 def _can(model: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,14 @@ def _beyond_windows(model: Any) -> list[int]:
     window = max((getattr(model.config, name, None) or 0 for name in ("sliding_window", "local_attention")), default=0)
     longest = getattr(model.config, "max_position_embeddings", 2 * window + 9)
     return [min(2 * window + 9, longest)] if window else []
+
+
+def unhook(model: nn.Module, ours: Callable[[Any], bool]) -> None:
+    """Take from all parts of a model the hooks of which `ours` says so."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key in [key for key, hook in hooks.items() if ours(hook)]:
+                del hooks[key]
 
 
 @contextmanager
