@@ -65,6 +65,7 @@ LAYERS: dict[str, float] = {
     "train.documents": 0,
     "train.prefetch": 2,
     "train.varlen": -0.1,
+    "train.chunked_loss": 0,
     "train.output_layer": 0.1,
     "train.tasks._losses": 0.5,
     "train.tasks._proof": 0.75,

@@ -34,8 +34,10 @@ CHANGES = [("fsdp2", 2, "ddp", 2), ("ddp", 2, "fsdp2", 2), ("fsdp2", 2, "alone",
 """Stopped under the first, gone on under the second."""
 DEEPSPEED = zero.installed()
 POISONED = ("fsdp2", "deepspeed_zero2", "deepspeed_zero3")
-ZERO = [("text_classification", "whole", "deepspeed_zero2", 2), ("causal_lm", "lora", "deepspeed_zero3", 2)]
-QUICK = [case for case in CASES if case[2:] == ("fsdp2", 2) or case in ZERO]
+ZERO = [("text_classification", "whole", "deepspeed_zero2", 2), ("causal_lm", "lora", "deepspeed_zero3", 2),
+        ("preference", "whole", "deepspeed_zero3", 2)]  # fmt: skip
+QUICK = [case for case in CASES if case[2:] == ("fsdp2", 2)] + ZERO + [("preference", "whole", "fsdp2", 2)]
+"""preference: its backward pass takes the output layer's weights once more."""
 QUICK_CHANGES = [("causal_lm", *CHANGES[0]), ("causal_lm", *CHANGES[2]), ("text_classification", *CHANGES[1]),
                  ("causal_lm", *CHANGES[10])]  # fmt: skip
 

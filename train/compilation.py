@@ -33,7 +33,7 @@ def compile_layers(model: nn.Module) -> None:
     from torch._inductor import config as inductor
     from torch.fx.experimental import _config as shapes
 
-    from train import output_layer  # needs torch
+    from train import chunked_loss  # needs torch
     from train.layers import named_layers
 
     found = list(named_layers(model))
@@ -51,7 +51,7 @@ def compile_layers(model: nn.Module) -> None:
         logger.addHandler(_Told())
     for layer in found:
         layer.compile(backend=BACKEND, dynamic=True)
-    output_layer.compile_arithmetic(BACKEND)  # of language models; of others it is never asked for
+    chunked_loss.compile_arithmetic(BACKEND)  # of language models; of others it is never asked for
 
 
 def describe(model: nn.Module) -> str:

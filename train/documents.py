@@ -72,6 +72,12 @@ def enable(model: Any) -> bool:
     return False
 
 
+def enabled(model: Any) -> bool:
+    """Whether `enable` had success for it: for a model, or what a strategy makes of it."""
+    inner = getattr(model, "module", model)
+    return bool(inner.config._attn_implementation == NAME)
+
+
 def disable(model: Any) -> None:
     """Let it attend as it did before."""
     model.set_attn_implementation("sdpa")

@@ -14,7 +14,7 @@ from tests.conftest import figures
 from tests.every_task._runs import UPDATES, Build, builder
 from tests.train.test_documents import PIECES, WIDTH, build, rows
 from tests.worker import carry_out
-from train import documents, output_layer, update
+from train import chunked_loss, documents, update
 from train.tasks import _packed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -63,7 +63,7 @@ def test_output_layer() -> None:
     one, other = (torch.randn(300, size, device="cuda", dtype=torch.bfloat16) for size in (64, 32))
     total = torch.zeros(64, 32, device="cuda")
     for part in (slice(0, 100), slice(100, 300)):
-        output_layer._add_product(total, one[part], other[part])
+        chunked_loss._add_product(total, one[part], other[part])
     exact = one.double().T @ other.double()
     assert (total - exact).norm() <= 1e-6 * exact.norm()
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from train import adapter, output_layer
+from train import adapter, chunked_loss, output_layer
 from train.adapter_config import AdapterConfig
 from train.tasks import _packed
 from train.tasks.base import IGNORED
@@ -62,7 +62,7 @@ def learned(model: Any, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, d
 @pytest.mark.parametrize("chunk", [1, 50 * 4, 2**24])
 @pytest.mark.parametrize("kind", LINEAR)
 def test_losses_and_gradients(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(output_layer.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(chunked_loss.CHUNK, "cpu", chunk)
     model, given = build(kind, LINEAR[kind]), tensors()
     expected, slopes = learned(model, given)
     expected_each = [each.detach() for each in _packed.losses_and_hits(model, given)]
@@ -78,11 +78,73 @@ def test_losses_and_gradients(kind: str, chunk: int, monkeypatch: pytest.MonkeyP
     assert not each[1][given["labels"] == IGNORED].any()
 
 
+def weighed(model: Any, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the loss of each target, and the gradients of a sum in which each has a weight that depends on all."""
+    model.zero_grad()
+    targets = given["labels"].flatten()[given["places"]]
+    with output_layer.asking(targets, given["places"], "losses") as question:
+        found = model(input_ids=given["input_ids"], use_cache=False).logits
+    if not question.answered:
+        logits = found.flatten(0, 1)[given["places"]]
+        found = torch.nn.functional.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, targets,
+                                                  reduction="none")  # fmt: skip
+    (found.softmax(0) * found).sum().backward()
+    named = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return found.detach(), {name: grad.clone() for name, grad in named.items() if grad is not None}
+
+
+@pytest.mark.parametrize("chunk", [1, 50 * 4, 2**24])
+@pytest.mark.parametrize("kind", LINEAR)
+def test_each_loss(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the loss of each target is worth is known later: gradients are right all the same."""
+    monkeypatch.setitem(chunked_loss.CHUNK, "cpu", chunk)
+    model, given = build(kind, LINEAR[kind]), tensors()
+    expected, slopes = weighed(model, given)
+    assert output_layer.enable(model)
+    losses, found = weighed(model, given)
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    assert found.keys() == slopes.keys()
+    for name, slope in slopes.items():
+        torch.testing.assert_close(found[name], slope, rtol=1e-9, atol=1e-12, msg=name)
+    with torch.no_grad(), output_layer.asking(given["labels"].flatten()[given["places"]], given["places"], "losses"):
+        torch.testing.assert_close(model(input_ids=given["input_ids"]).logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_each_loss_of_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer's gradient is made where it learns, and logits are computed a second time for nothing else."""
+    model, given = build("phi", {}), tensors()
+    model.lm_head.requires_grad_(False)
+    _, slopes = weighed(model, given)
+    assert output_layer.enable(model)
+    passes, real = [], chunked_loss.losses_and_slopes
+    monkeypatch.setattr(chunked_loss, "losses_and_slopes", lambda *each: passes.append(1) or real(*each))
+    _, found = weighed(model, given)
+    assert len(passes) == 1 and found.keys() == slopes.keys()
+    assert all(torch.allclose(found[name], slope, rtol=1e-9, atol=1e-12) for name, slope in slopes.items())
+    model.requires_grad_(False)
+    model.lm_head.bias.requires_grad_(True)
+    _, alone = weighed(model, given)
+    assert alone.keys() == {"lm_head.bias"} and alone["lm_head.bias"].abs().sum() > 0
+
+
+def test_each_loss_in_half_precision() -> None:
+    """Products in bf16; losses, and gradients of weights, in fp32."""
+    model, given = build("llama", {}, torch.float32), tensors()
+    expected, slopes = weighed(model, given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert output_layer.enable(model)
+        found, half = weighed(model, given)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    for name, slope in slopes.items():
+        assert half[name].dtype == torch.float32 and (half[name] - slope).norm() <= 5e-2 * slope.norm(), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_what_is_compiled_is_the_same(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     logits, targets = (3 * torch.randn(5, 50)).to(dtype), torch.randint(50, (5,))
-    expected, found = (of(logits.clone(), targets) for of in (output_layer._losses_and_slopes, output_layer._fused))
+    expected, found = (of(logits.clone(), targets) for of in (chunked_loss._losses_and_slopes, chunked_loss._fused))
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other)
@@ -92,19 +154,19 @@ def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     model, given = build("llama", {}), tensors()
     expected, slopes = learned(model, given)
     assert output_layer.enable(model)
-    output_layer.compile_arithmetic("aot_eager")
-    monkeypatch.setitem(output_layer.CHUNK, "cpu", 50 * 4)  # the last is smaller
+    chunked_loss.compile_arithmetic("aot_eager")
+    monkeypatch.setitem(chunked_loss.CHUNK, "cpu", 50 * 4)  # the last is smaller
     loss, found = learned(model, given)
     assert loss == pytest.approx(expected.item(), rel=1e-12)
     assert all(torch.allclose(found[name], slope, rtol=1e-9, atol=1e-12) for name, slope in slopes.items())
-    assert output_layer.enable(build("llama", {})) and output_layer.losses_and_slopes is output_layer._losses_and_slopes
+    assert output_layer.enable(build("llama", {})) and chunked_loss.losses_and_slopes is chunked_loss._losses_and_slopes
 
 
 def test_logits_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only those of a chunk, and the few that the layer itself makes of nothing."""
     model, given = build("llama", {}), tensors()
     assert output_layer.enable(model)
-    monkeypatch.setitem(output_layer.CHUNK, "cpu", 50 * 4)
+    monkeypatch.setitem(chunked_loss.CHUNK, "cpu", 50 * 4)
     sizes, real = [], torch.nn.functional.linear
 
     def watched(value: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:

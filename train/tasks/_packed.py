@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from train.chunked_loss import Wanted
+
 
 def places(labels: NDArray[Any]) -> Tensor:
     """Return where there are targets in labels (B, T), int64 (M,), as if the rows lay one after the other.
@@ -56,13 +58,13 @@ def loss(model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
     tensors: input_ids and labels, which stand where they are predicted, (B, T); `places` of the targets, (M,); where
     documents are isolated also position_ids (B, T) and their sizes, `pieces` (B, P).
     """
-    found, answered = _asked(model, tensors, summed=True)
+    found, answered = _asked(model, tensors, "sum")
     return found if answered else token_losses(found, tensors["labels"]).sum()
 
 
 def losses_and_hits(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return each token's loss, and 1 where its target is the likeliest, (B, T); 0 where there is none."""
-    found, answered = _asked(model, tensors, summed=False)
+    found, answered = _asked(model, tensors, "hits")
     labels = tensors["labels"]
     if not answered:
         return token_losses(found, labels), (found.argmax(2) == labels).long()
@@ -71,13 +73,13 @@ def losses_and_hits(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tenso
     return losses, hits.long()
 
 
-def _asked(model: nn.Module, tensors: dict[str, Tensor], *, summed: bool) -> tuple[Tensor, bool]:
+def _asked(model: nn.Module, tensors: dict[str, Tensor], wanted: Wanted) -> tuple[Tensor, bool]:
     """Return what the model gives as logits, and whether it is the answer to the question."""
     from train import output_layer
 
     inputs = {name: tensors[name] for name in ("input_ids", "position_ids") if name in tensors}
     targets = tensors["labels"].flatten()[tensors["places"]]
-    with _apart(tensors), output_layer.asking(targets, tensors["places"], summed=summed) as question:
+    with _apart(tensors), output_layer.asking(targets, tensors["places"], wanted) as question:
         found: Tensor = model(**inputs, use_cache=False).logits  # with a cache packing leaks
     return found, question.answered
 

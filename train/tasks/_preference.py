@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -10,29 +11,58 @@ import numpy as np
 
 from data.collate import mask, pad
 from data.encoded import Features
+from data.errors import UserError
+from train import documents
+from train.tasks import _proof
 from train.tasks._losses import token_losses
 from train.tasks.base import IGNORED
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor, nn
 
 
-def collated(features: Features, padding: int) -> dict[str, Tensor]:
+def check(model: nn.Module) -> None:
+    """Prove that an answer's tokens are predicted from those before them only; raise `UserError` if not.
+
+    The model takes shorter ways from here on, as far as it can: logits where they are asked for, and where a kernel
+    knows documents no padding. What is proved is proved of these.
+    """
+    from train import output_layer  # needs torch
+
+    output_layer.enable(model)
+    _proof.prove_causal(model)
+    if documents.enable(model):
+        try:
+            _proof.prove_isolated(model)
+        except UserError:
+            documents.disable(model)
+
+
+def collated(features: Features, padding: int, *, whole: bool) -> dict[str, Tensor]:
     """Return input_ids, attention_mask, labels and answers: (B, 2, T), chosen first; reference: (B, 2), if it is known.
 
-    Labels stand where they are predicted, -100 where nothing is; `answers` is 1 where that is a token of an answer.
+    Labels stand where they are predicted, -100 where nothing is: without `whole` of answers only. `answers` is 1 where
+    they are a token of an answer. As if all sequences lay one after the other: the `places` of labels (M,), and
+    `tokens`, those of what is no padding (N,).
     """
     import torch
 
     sequences = _both(features["input_ids"], features["rejected"])
     learned = _both(features["learned"], features["rejected_learned"])
+    answers = pad([np.append(marks[1:], 0) for marks in learned], 0)
+    labels = pad([np.append(ids[1:], IGNORED) for ids in sequences], IGNORED)
     tensors = {
         "input_ids": pad(sequences, padding),
         "attention_mask": mask(sequences),
-        "labels": pad([np.append(ids[1:], IGNORED) for ids in sequences], IGNORED),
-        "answers": pad([np.append(marks[1:], 0) for marks in learned], 0),
+        "labels": labels if whole else labels.masked_fill(answers == 0, IGNORED),
+        "answers": answers,
     }
     tensors = {name: tensor.view(len(features["input_ids"]), 2, -1) for name, tensor in tensors.items()}
+    # found before they go to a GPU, where they would have to be waited for
+    tensors["places"] = torch.from_numpy(np.flatnonzero(tensors["labels"].numpy() != IGNORED))
+    tensors["tokens"] = torch.from_numpy(np.flatnonzero(tensors["attention_mask"].numpy()))
     if "reference" in features:
         tensors["reference"] = torch.from_numpy(np.array(features["reference"]))
     return tensors
@@ -61,15 +91,38 @@ def shown(tensors: dict[str, Tensor], tokenizer: Any) -> list[tuple[str, str | N
 
 
 def likelihoods(model: nn.Module, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the answers' log-probabilities and numbers of tokens, and the mean loss of a token of the whole: (B, 2).
-
-    There is no attention mask: to a causal model padding on the right is what comes later.
-    """
+    """Return the answers' log-probabilities and numbers of tokens, and the mean loss of a label: (B, 2)."""
     labels, answers = tensors["labels"], tensors["answers"]
-    logits = model(input_ids=tensors["input_ids"].flatten(0, 1), use_cache=False).logits
-    losses = token_losses(logits, labels.flatten(0, 1)).view_as(labels)
-    whole = losses.sum(2) / (labels != IGNORED).sum(2)
-    return -(losses * answers).sum(2), answers.sum(2), whole
+    losses = _losses(model, tensors)
+    mean = losses.sum(2) / (labels != IGNORED).sum(2)
+    return -(losses * answers).sum(2), answers.sum(2), mean
+
+
+def _losses(model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+    """Return the loss of each label, (B, 2, T); 0 where there is none."""
+    from train import output_layer
+
+    labels, places = tensors["labels"], tensors["places"]
+    flat = documents.enabled(model)
+    inputs, at, apart = _alone(tensors) if flat else (_padded(tensors), places, nullcontext())
+    with apart, output_layer.asking(labels.flatten()[places], at, "losses") as question:
+        found: Tensor = model(**inputs, use_cache=False).logits  # with a cache packing leaks
+    if not question.answered:
+        found = token_losses(found.flatten(0, 1)[at][None], labels.flatten()[places][None])[0]
+    return found.new_zeros(labels.numel()).index_copy(0, places, found).view_as(labels)
+
+
+def _padded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sequences as rows. There is no mask: to a causal model padding on the right is what comes later."""
+    return {"input_ids": tensors["input_ids"].flatten(0, 1)}
+
+
+def _alone(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, AbstractContextManager[None]]:
+    """Return the sequences as documents of one row, (1, N), where `places` are in it, and what lets them be apart."""
+    ids, mask, tokens = tensors["input_ids"], tensors["attention_mask"], tensors["tokens"]
+    inputs = {"input_ids": ids.flatten()[tokens][None], "position_ids": (tokens % ids.shape[2])[None]}
+    places = mask.flatten().cumsum(0)[tensors["places"]] - 1
+    return inputs, places, documents.known(mask.sum(2).view(1, -1))
 
 
 def scores(model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:

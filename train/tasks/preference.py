@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from data.encoded import Encoded, Features
 from data.errors import UserError
 from data.source import Rows
-from train.tasks import _chat, _fields, _messages, _preference, _proof
+from train.tasks import _chat, _fields, _messages, _preference
 from train.tasks._answering import Prompts, Scores
 from train.tasks._generation import Generation
 from train.tasks._messages import Unusable
@@ -173,7 +173,7 @@ class Preference(Task):
     def check_model(self, model: nn.Module) -> None:
         """Prove that an answer's tokens are predicted from those before them only."""
         if self.kind == "preferences":
-            _proof.prove_causal(model)
+            _preference.check(model)
 
     def problem(self, row: Mapping[str, Any]) -> str | None:
         """There must be a prompt and two different answers to it, none of them empty."""
@@ -221,9 +221,10 @@ class Preference(Task):
     def collate(self, features: Features) -> dict[str, Tensor]:
         """input_ids, attention_mask, labels and answers: (B, 2, T), chosen first; reference: (B, 2), if it is known.
 
-        Labels stand where they are predicted, -100 where nothing is; `answers` is 1 where that is of an answer.
+        Labels stand where they are predicted, -100 where nothing is; `answers` is 1 where that is of an answer. And
+        where labels are, `places` (M,), and what is no padding, `tokens` (N,).
         """
-        return _preference.collated(features, self.tokenizer.pad_token_id)
+        return _preference.collated(features, self.tokenizer.pad_token_id, whole=self.config.loss == "orpo")
 
     def contents(self, features: Features) -> list[Any]:
         """Return both sequences of each pair: a copy has both."""

@@ -24,8 +24,9 @@ from tests.conftest import figures, write_config
 from tests.distributed import launch
 from tests.every_task.preference import rows as counting
 from tests.train.tasks.chat_templates import byte_tokenizer
+from tests.train.test_documents import kernel
 from tests.worker import carry_out
-from train import ingredients, predict, reference
+from train import documents, ingredients, predict, reference, varlen
 from train.config import validate
 from train.tasks.preference import Config, Preference
 
@@ -72,6 +73,69 @@ def config_of(make_config: MakeConfig, tiny_decoder: str) -> MakeConfig:
         return config
 
     return make
+
+
+LOSSES: list[dict[str, Any]] = [
+    {"loss": "dpo", "beta": 0.3, "label_smoothing": 0.2, "sft_weight": 0.7},
+    {"loss": "ipo", "beta": 0.3},
+    {"loss": "orpo", "beta": 0.3},
+]
+
+
+@pytest.mark.parametrize("config", LOSSES, ids=lambda config: str(config["loss"]))
+@pytest.mark.parametrize("flat", [False, True])
+def test_shorter_ways_change_nothing(
+    config: dict[str, Any], flat: bool, tokenizer: Any, tiny_decoder: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Losses, rewards and every gradient: with logits of answers alone, and with a kernel that knows documents (of
+    which another takes the place here) without padding."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder, attn_implementation="sdpa").double().eval()
+    if flat:
+        monkeypatch.setattr(varlen, "available", lambda model: True)
+        monkeypatch.setattr(varlen, "_kernel", kernel)
+    examples = counting(9, 0)
+    task = prepare(tokenizer, examples, **config)
+    tensors = task.collate(encoded_by(task, examples, tokenizer, tmp_path).features(np.arange(9)))
+    tensors["reference"] = -torch.rand(9, 2, dtype=torch.float64) * 20
+
+    def learned() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        model.zero_grad()
+        task.loss(model, tensors).backward()
+        found = {name: value.detach() for name, value in task.predict(model, tensors).items()}
+        return found, {name: value.grad.clone() for name, value in model.named_parameters()}
+
+    expected, slopes = learned()
+    task.check_model(model)
+    given: list[tuple[int, ...]] = []
+    logits: list[tuple[int, ...]] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, inputs, named: given.append((*inputs, named.get("input_ids"))[0].shape), with_kwargs=True
+    )
+    model.lm_head.register_forward_hook(lambda _, inputs, output: logits.append(inputs[0].shape))
+    found, learnt = learned()
+    real, padded = int(tensors["attention_mask"].sum()), (18, tensors["input_ids"].shape[2])
+    assert given == [(1, real) if flat else padded] * 2 and real < math.prod(padded)
+    assert all(shape[1] == 1 for shape in logits)  # of a single place a row: what is asked is computed elsewhere
+    answers = int(tensors["answers"].sum())
+    assert len(tensors["places"]) == (answers if config["loss"] != "orpo" else real - 18)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+    for name, slope in slopes.items():
+        torch.testing.assert_close(learnt[name], slope, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_kernel_that_leaks_is_not_used(tokenizer: Any, tiny_decoder: str, monkeypatch: Any) -> None:
+    """Pairs are then computed as padded rows."""
+
+    def leaking(query: Any, key: Any, value: Any, *_: Any, **options: Any) -> Any:
+        starts = torch.tensor([0, len(query)], dtype=torch.int32)
+        return kernel(query, key, value, starts, starts, len(query), len(query), **options)
+
+    monkeypatch.setattr(varlen, "available", lambda model: True)
+    monkeypatch.setattr(varlen, "_kernel", leaking)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder, attn_implementation="sdpa").double()
+    prepare(tokenizer, counting(9, 0)).check_model(model)
+    assert not documents.enabled(model)
 
 
 def records(output: Path) -> list[dict[str, Any]]:
