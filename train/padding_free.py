@@ -228,11 +228,12 @@ def _attention(
 def _flat_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """(1, heads, N, d) each → (1, N, heads, d)."""
+    """(1, heads, N, d) each → (1, N, heads, d). Of a decoder that classifies, to what is before."""
     layout = _layout
     assert layout is not None
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
-    return varlen.attend(query, key, value, layout.starts, layout.width, causal=False, **options)[None], None
+    causal = bool(getattr(module, "is_causal", False))
+    return varlen.attend(query, key, value, layout.starts, layout.width, causal=causal, **options)[None], None
 
 
 def _proved(model: PreTrainedModel, base: Any) -> bool:

@@ -93,6 +93,22 @@ def test_it_is_the_same(kind: str, attention: str, side: str, monkeypatch: pytes
     assert all(torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True))
 
 
+DECODERS: dict[str, dict[str, Any]] = {
+    "Llama": {**SIZES, "num_key_value_heads": 2},
+    "Qwen3": {**SIZES, "num_key_value_heads": 2, "head_dim": 8},
+    "Mistral": {**SIZES, "num_key_value_heads": 2, "head_dim": 4, "sliding_window": 4},
+}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("attention", ["on rows", "without rows"])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_decoders_that_classify(kind: str, attention: str, side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They look back only, with a kernel for any lengths too; reward models are such."""
+    monkeypatch.setitem(KINDS, kind, DECODERS[kind])
+    test_it_is_the_same(kind, attention, side, monkeypatch)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_embeddings_are_of_real_tokens(kind: str) -> None:
     """Where it gives the same: DistilBERT takes from the shape of what it looks up where tokens stand."""
