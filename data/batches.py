@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.encoded import Encoded, Features, take
+from data.encoded import REAL, Encoded, Features, take
 from data.errors import UserError
 from data.order import Order
-from data.plan import Bounds, MicroBatch, padding_efficiency, plan_batch
+from data.plan import Bounds, MicroBatch, computed, plan_batch
 from data.reader import Reader
 from data.windows import grouped
 
@@ -175,8 +175,8 @@ class Batches:
             parts=[_part(micro_batch, ids, features, self.collate) for micro_batch in mine],
             examples=ids,
             targets=self.count(features),
-            tokens=int(lengths.sum()),
-            computed=padding_efficiency(lengths, mine)[1],
+            tokens=int(features[REAL if REAL in features else "length"].sum()),
+            computed=computed(lengths, mine),
             lengths=lengths,
             recut=partial(self.cut, update, ids, features, places),
             places=places,
@@ -189,14 +189,13 @@ class Batches:
 
     def padding_efficiency(self, sample: int = 200) -> float:
         """Return real over computed tokens in the first epoch, from at most `sample` batches; reads lengths only."""
-        real = computed = 0
         batches = self._sampled(max(10, sample // self.world))  # a plan for many processes takes longer
-        found = self.encoded.lengths(np.concatenate(batches))
-        for lengths in np.split(found, np.cumsum([len(ids) for ids in batches])[:-1]):
-            for share in plan_batch(lengths, self.bounds, self.world):
-                one, other = padding_efficiency(lengths, share)
-                real, computed = real + one, computed + other
-        return real / computed
+        ids = np.concatenate(batches)
+        each = np.split(self.encoded.lengths(ids), np.cumsum([len(one) for one in batches])[:-1])
+        plans = ((lengths, plan_batch(lengths, self.bounds, self.world)) for lengths in each)
+        return int(self.encoded.tokens(ids).sum()) / sum(
+            computed(lengths, share) for lengths, plan in plans for share in plan
+        )
 
     def _sampled(self, sample: int) -> list[NDArray[np.int64]]:
         """Return the examples of about `sample` updates, spread over the first epoch."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from data import pulse
 from data.cache import Notes, kept
-from data.encoded import Encoded
+from data.encoded import REAL, Encoded
 from data.errors import UserError
 from data.source import Rows, named
 from data.tables import grouped, table_of
@@ -49,7 +49,8 @@ class Encoder(Protocol):
 
         An example a row, or several, or one for several: then `row` says, for each example, the place in `rows` of the
         (first) row that it comes from; and `rows`, a list, those of all its parts. Where an example is several
-        sequences, `longest` says how long the longest is. What only the tokens show to be unusable has no example: then
+        sequences, `length` is what they take when computed together, `longest` says how long the longest is, and
+        `real_tokens` how many tokens they have. What only the tokens show to be unusable has no example: then
         `unusable` holds (place in `rows`, what is wrong with it).
         """
 
@@ -180,6 +181,8 @@ def _where(rows: Rows, first: int, place: int) -> str:
 def _digest(table: pa.Table, digest: hashlib.blake2b) -> pa.Table:
     """Take in the names and values of a table, so that the same examples are known again in any folder or machine."""
     for name in table.column_names:
+        if name == REAL:  # the others say it
+            continue
         array = table.column(name).combine_chunks()
         digest.update(name.encode())
         if hasattr(array, "offsets"):

@@ -224,8 +224,6 @@ def plan_evaluation(lengths: Indices, bounds: Bounds, world: int) -> list[list[M
     return [share + [MicroBatch(groups[-1], filler=True)] * (most - len(share)) for share in shares]
 
 
-def padding_efficiency(lengths: Indices, micro_batches: list[MicroBatch]) -> tuple[int, int]:
-    """Return (real tokens, computed tokens) of micro-batches; their ratio is the padding efficiency."""
-    real = sum(int(lengths[part.rows].sum()) for part in micro_batches if not part.filler)
-    computed = sum(len(part.rows) * int(lengths[part.rows].max()) for part in micro_batches)
-    return real, computed
+def computed(lengths: Indices, micro_batches: list[MicroBatch]) -> int:
+    """Return the tokens that micro-batches take, padding and fillers counted."""
+    return sum(len(part.rows) * int(lengths[part.rows].max()) for part in micro_batches)

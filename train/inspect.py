@@ -126,7 +126,8 @@ def _piece(piece: str, learned: str | None, *, color: bool) -> str:
 def _lengths(encoded: Encoded, max_length: int) -> Iterator[str]:
     lengths = encoded.column("length")
     low, half, high, most = (int(value) for value in np.quantile(lengths, (0, 0.5, 0.95, 1)))
-    yield f"lengths {len(lengths):,} examples, {int(lengths.sum()):,} tokens, {lengths.mean():.1f} on average"
+    tokens = int(encoded.column(encoded.real).sum())
+    yield f"lengths {len(lengths):,} examples, {tokens:,} tokens, {tokens / len(lengths):.1f} on average"
     yield f"        from {low} to {most}; half have up to {half}, 95 % up to {high}"
     yield f"        {encoded.longest:,} reach max_length {max_length}: cut, packed full, or just as long"
     yield f"targets {int(encoded.column('targets').sum()):,}"

@@ -158,6 +158,19 @@ def test_padding_efficiency_is_that_of_the_batches(encoded: Encoded, world: int,
     assert 0.5 < estimated.padding_efficiency(sample=2) <= 1
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_tokens_are_real_where_a_length_counts_what_is_filled_up(encoded: Encoded, world: int) -> None:
+    """Of examples that are several sequences; the plan is of what is computed, and the fingerprint is the same."""
+    real = encoded.column("length") // 2 + 1
+    several = replace(encoded, dataset=encoded.dataset.add_column("real_tokens", real.tolist()))
+    both = (build(each, world=world).between(0, 3) for each in (encoded, several))
+    for before, after in zip(*both, strict=True):
+        assert after[1].tokens == int(real[after[1].examples].sum()) < before[1].tokens
+        assert after[1].computed == before[1].computed and after[1].lengths.tolist() == before[1].lengths.tolist()
+    shares = build(several).padding_efficiency() / build(encoded).padding_efficiency()
+    assert shares == pytest.approx(real.sum() / encoded.column("length").sum())
+
+
 def test_windows_bring_examples_of_similar_length_together(encoded: Encoded) -> None:
     plain, windows = (build(encoded, batch_size=8, bounds=Bounds(overhead=1000), window=window) for window in (None, 6))
     spread = [sum(np.ptp(batch.lengths) for _, batch in batches.between(0, 6)) for batches in (plain, windows)]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from data.order import Order
-from data.plan import Bounds, MicroBatch, cut, padding_efficiency, plan_batch, plan_evaluation
+from data.plan import Bounds, MicroBatch, computed, cut, plan_batch, plan_evaluation
 
 # Examples by length in tokens: the training set of SST-2 (67,349 rows) under the tokenizer of MiniLM.
 SST2 = {
@@ -178,13 +178,13 @@ def test_small_integer_types_do_not_overflow() -> None:
     lengths = np.full(3000, 500, dtype=np.int16)
     assert sum(len(group) for group in cut(lengths, Bounds(tokens=10**6, overhead=10))) == 3000
     parts = [MicroBatch(group) for group in cut(lengths, Bounds(tokens=10**6))]
-    assert padding_efficiency(lengths, parts) == (1_500_000, 1_500_000)
+    assert computed(lengths, parts) == 1_500_000
 
 
-def test_fillers_count_as_computed_but_not_as_real() -> None:
+def test_fillers_count_as_computed() -> None:
     lengths = np.array([4, 2])
     parts = [MicroBatch(np.array([0, 1])), MicroBatch(np.array([1]), filler=True)]
-    assert padding_efficiency(lengths, parts) == (6, 10)
+    assert computed(lengths, parts) == 10
 
 
 @pytest.mark.parametrize(("world", "least"), [(1, 0.90), (2, 0.86), (4, 0.80)])
@@ -193,13 +193,10 @@ def test_padding_efficiency_on_lengths_of_sst2(world: int, least: float) -> None
     lengths = np.repeat(list(SST2), list(SST2.values()))
     assert len(lengths) == 67_349
     order = Order((len(lengths),), (len(lengths),), 32, 0)
-    real = computed = 0
-    for update in range(1, 301):
-        batch = lengths[order.examples(update)]
-        for share in plan_batch(batch, Bounds(tokens=16_384, overhead=12), world):
-            one, other = padding_efficiency(batch, share)
-            real, computed = real + one, computed + other
-    assert real / computed >= least
+    batches = [lengths[order.examples(update)] for update in range(1, 301)]
+    plans = [(batch, plan_batch(batch, Bounds(tokens=16_384, overhead=12), world)) for batch in batches]
+    taken = sum(computed(batch, share) for batch, plan in plans for share in plan)
+    assert sum(int(batch.sum()) for batch in batches) / taken >= least
 
 
 @pytest.mark.parametrize("world", [2, 4, 8, 16])

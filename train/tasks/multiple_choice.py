@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from data.collate import mask, pad
-from data.encoded import Encoded, Features
+from data.encoded import REAL, Encoded, Features
 from data.errors import UserError
 from data.source import Rows, check_columns
 from train.tasks._asked import Asked
@@ -158,6 +158,7 @@ class MultipleChoice(Task):
             "label": [self.choices.right(row) for row in table],
             "length": [len(lengths) * most for lengths, most in zip(sizes, longest, strict=True)],
             "longest": longest,
+            REAL: [sum(lengths) for lengths in sizes],
             "targets": [1] * len(sizes),
         }
 

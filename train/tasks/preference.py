@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.encoded import Encoded, Features
+from data.encoded import REAL, Encoded, Features
 from data.errors import UserError
 from data.source import Rows
 from train.tasks import _chat, _fields, _messages, _preference
@@ -214,6 +214,9 @@ class Preference(Task):
             **features,
             "length": [2 * size for size in longest],
             "longest": longest,
+            REAL: [
+                len(one) + len(other) for one, other in zip(features["input_ids"], features["rejected"], strict=True)
+            ],
             "targets": [1] * len(longest),
             "unusable": unusable,
         }

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from data.collate import mask, pad
-from data.encoded import Encoded, Features
+from data.encoded import REAL, Encoded, Features
 from data.errors import UserError
 from data.source import Rows
 from train.tasks import _contrast, _embedding, _labels, _text_pairs
@@ -148,8 +148,7 @@ class SentenceEmbedding(Task):
     def encode(self, rows: Mapping[str, list[Any]], tokenizer: Any, max_length: int) -> dict[str, list[Any]]:
         """Tokenize the texts of each row, one after the other in `input_ids`, as long as `sizes` says.
 
-        `length` is what the row takes when computed: its texts x the longest. A text without tokens has no vector: its
-        row is unusable.
+        `length` is what a row takes when computed: its texts x the longest. A text without tokens makes it unusable.
         """
         first, other = self.config.prefixes or ("", "")
         table = [*zip(*(rows[name] for name in self.pairs.texts), strict=True)]
@@ -170,6 +169,7 @@ class SentenceEmbedding(Task):
             **features,
             "length": [count * most for most in longest],
             "longest": longest,
+            REAL: [sum(lengths) for lengths in features["sizes"]],
             "targets": [1] * len(good),
             "unusable": self.pairs.unusable(sizes),
         }

@@ -234,6 +234,7 @@ def test_pairs_as_the_tokenizer_makes_them(tokenizer: Any, tmp_path: Path) -> No
     assert features["length"].tolist() == [3 * 9, 2 * 10]  # choices x longest pair
     assert examples.longest == 0, "a row of several pairs is not one long text"
     tensors = task.collate(features)
+    assert features["real_tokens"].tolist() == [25, 17] and int(tensors["attention_mask"].sum()) == 25 + 17
     prompts = ["w9 w8 w1 w2"] * 3 + ["w7 w1 w2"] * 2
     choices = [choice for row in rows for choice in row["choices"]]
     plain = tokenizer(prompts, choices, padding=True, return_tensors="pt")

@@ -95,7 +95,8 @@ def test_shorter_ways_change_nothing(
         monkeypatch.setattr(varlen, "_kernel", kernel)
     examples = counting(9, 0)
     task = prepare(tokenizer, examples, **config)
-    tensors = task.collate(encoded_by(task, examples, tokenizer, tmp_path).features(np.arange(9)))
+    features = encoded_by(task, examples, tokenizer, tmp_path).features(np.arange(9))
+    tensors = task.collate(features)
     tensors["reference"] = -torch.rand(9, 2, dtype=torch.float64) * 20
 
     def learned() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -114,6 +115,7 @@ def test_shorter_ways_change_nothing(
     model.lm_head.register_forward_hook(lambda _, inputs, output: logits.append(inputs[0].shape))
     found, learnt = learned()
     real, padded = int(tensors["attention_mask"].sum()), (18, tensors["input_ids"].shape[2])
+    assert int(features["real_tokens"].sum()) == real < int(features["length"].sum())
     assert given == [(1, real) if flat else padded] * 2 and real < math.prod(padded)
     assert all(shape[1] == 1 for shape in logits)  # of a single place a row: what is asked is computed elsewhere
     answers = int(tensors["answers"].sum())

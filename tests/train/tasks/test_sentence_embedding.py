@@ -372,6 +372,7 @@ def test_a_text_is_what_the_model_sees_of_it(tokenizer: Any) -> None:
         known[word] for word in ("[CLS]", "w8", "w4", "w5", "[SEP]")
     ]
     assert encoded["length"] == [10, 10] and encoded["sizes"] == [[5, 5], [4, 5]]
+    assert encoded["real_tokens"] == [10, 9]
     keys = task.collate({name: [np.array(row) for row in encoded[name]] for name in ("input_ids", "sizes")})["keys"]
     assert keys[0, 1] == keys[1, 1] and len(set(keys.flatten().tolist())) == 3
 
