@@ -14,7 +14,7 @@ from data.encoded import Encoded
 from data.errors import UserError
 from data.source import Rows, check_columns, open_rows
 from data.stream import Stream
-from train import adapter, hardware, metrics, plugins, strategy, tasks
+from train import adapter, dropout, hardware, metrics, plugins, strategy, tasks
 from train.config import RunConfig
 from train.last_layer import enable, enabled
 from train.limits import longest_input
@@ -113,6 +113,8 @@ def read(config: RunConfig) -> Ingredients:
     task.initialize(model, new if config.model.path else [name for name, _ in model.named_parameters()], splits)
     if config.adapter:
         model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
+    if not config.compile:
+        dropout.enable(model)
     return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length, streams, enabled(model))
 
 

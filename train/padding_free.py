@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from train import dropout, row_attention, trial, varlen
+from train import row_attention, trial, varlen
 from train.layers import stacks
 from train.layout import Layout
 
@@ -81,7 +81,8 @@ def enable(model: PreTrainedModel) -> bool:
     if not proved:  # of the shape of words DistilBERT makes positions, others look at the mask or at neighbours
         _remove(of_embeddings)
         proved = _proved(model, base)
-    dropout.enable(model) if proved else _remove(hooks)
+    if not proved:
+        _remove(hooks)
     return proved
 
 

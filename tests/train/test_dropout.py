@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from train import dropout
+from train import dropout, ingredients
+from train.config import validate
 
 COUNT = 1_000_003
 """No multiple of four."""
@@ -110,3 +112,16 @@ def test_what_is_enabled() -> None:
     elsewhere = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Dropout(0.2))
     dropout.enable(elsewhere)
     assert type(elsewhere[1]) is nn.Dropout
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("adapter", [None, {"rank": 2, "dropout": 0.1}])
+def test_all_models_of_runs_draw_so(
+    adapter: Any, compiled: bool, make_config: Callable[..., dict[str, Any]], tiny_decoder: str
+) -> None:
+    """Decoders too, and what an adapter drops; but for layers that a compiler makes one kernel of."""
+    config = make_config(task={"name": "causal_lm"}, adapter=adapter, compile=compiled)
+    config["model"] = {"path": tiny_decoder}
+    model = ingredients.read(validate(config, "test")).model
+    kinds = [type(module) for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert len(kinds) > 3 and set(kinds) == {nn.Dropout if compiled else dropout.Dropout}
