@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AttentionMaskInterface, PreTrainedModel
 
+from tests import every_task
 from tests.conftest import figures
 from tests.distributed import ROOT, launch
 from tests.every_task._runs import (
@@ -31,8 +32,11 @@ from tests.every_task._runs import (
     same,
 )
 from tests.worker import carry_out
-from train import hardware
+from train import evaluation, hardware, padding_free, prefetch
 from train.update import Learner
+
+ENCODERS = [name for name in TASKS if every_task.load(name).model == "bert"]
+"""Tasks whose model can compute without padding. Of `preference`'s losses one has such a model."""
 
 ASKING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 """Operators whose answer a host waits for."""
@@ -69,6 +73,7 @@ def shared_by_three(build: Build, tmp_path_factory: pytest.TempPathFactory) -> N
 def test_there_are_tasks() -> None:
     assert "text_classification" in TASKS
     samples = {path.stem for path in (ROOT / "tests" / "every_task").glob("[!_]*.py")}
+    assert len(ENCODERS) >= 6
     assert samples == set(TASKS), "every task has a sample in tests/every_task, and every sample a task"
 
 
@@ -146,6 +151,41 @@ def test_no_update_asks_for_a_value(name: str, build: Build, monkeypatch: pytest
     asked = {"padding_free": False, "tracking__log_every": 100, "evaluate__every": 100, "micro_batch_size": 11}
     assert carry_out(build(name, "asked", updates=3, epochs=None, **asked)) == 0
     assert read == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, "preference"])
+def test_encoders_without_padding_are_told_how_many_tokens_there_are(
+    name: str, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In updates and evaluations: else each micro-batch would wait for a GPU to count its mask's ones.
+
+    Batches are sent as to a GPU, and to the device that is here.
+    """
+    told, known = set[tuple[str, bool]](), padding_free._known
+
+    def watching(real: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(mask: torch.Tensor) -> int | None:
+            found = known(mask)
+            assert found in (None, int(mask.sum()))
+            told.add((real.__name__, found is not None))
+            return found
+
+        def call(*given: Any) -> Any:
+            with monkeypatch.context() as patch:
+                patch.setattr(padding_free, "_known", watched)
+                return real(*given)
+
+        return call
+
+    monkeypatch.setattr(Learner, "update", watching(Learner.update))
+    monkeypatch.setattr(evaluation, "predictions", watching(evaluation.predictions))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr("train.run.prefetch", lambda batches, numbered, device: prefetch._at_once(numbered, device))
+    monkeypatch.setattr(evaluation, "send_to_device", prefetch.sent)
+    scored = {"task": {"name": name, "loss": "reward"}, "metrics": []} if name == "preference" else {}
+    config = build(name, "told", updates=2, micro_batch_size=11, evaluate__every=2, **scored)
+    assert carry_out(config) == 0
+    assert told == {("update", True), ("predictions", True)}
 
 
 def _of_masks() -> bool:

@@ -151,7 +151,7 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         return
     if asked or base.config.output_hidden_states:  # of layers between, as rows
         return
-    count = getattr(mask, COUNT, None)
+    count = _known(mask)
     count = int(mask.sum()) if count is None else count
     size = _size(count, mask.device.type)
     if 0 < count < mask.numel() and mask.shape[1] not in (count, size):  # else what is flat would look like rows
@@ -161,6 +161,14 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         _layout = Layout(len(mask), mask.shape[1], places, size, starts, groups, by_ids is not None, base.config,
                          _named[base])  # fmt: skip
         base.config._attn_implementation_internal = _named[base]
+
+
+def _known(mask: Tensor) -> int | None:
+    """Return how many ones a mask says that it has; or what it is a view of, all of it: multiple choice has (1, N, T),
+    of which the model makes (N, T)."""
+    whole: Any = mask if hasattr(mask, COUNT) or mask._base is None else mask._base
+    all_of_it = mask.numel() == whole.numel() and mask.is_contiguous() and whole.is_contiguous()
+    return getattr(whole, COUNT, None) if all_of_it else None
 
 
 def _size(count: int, device: str) -> int:

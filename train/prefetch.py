@@ -22,13 +22,19 @@ Numbered = tuple[int, Batch]
 
 
 def prefetch(batches: Feed, numbered: Iterator[Numbered], device: torch.device) -> Iterator[Numbered]:
-    """Return what `numbered` yields; for a GPU of NVIDIA made and sent ahead, where `batches` are memory-mapped.
+    """Return what `numbered` yields, for a GPU of NVIDIA sent to it; made ahead too, where `batches` are memory-mapped.
 
     A stream's processes talk to each other, which only one thread can do; and a CPU has no core to spare.
     """
-    if device.type == "cuda" and isinstance(batches, Batches):
-        return _ahead(batches, numbered, device)
-    return numbered
+    if device.type != "cuda":
+        return numbered
+    return _ahead(batches, numbered, device) if isinstance(batches, Batches) else _at_once(numbered, device)
+
+
+def _at_once(numbered: Iterator[Numbered], device: torch.device) -> Iterator[Numbered]:
+    """Yield what `numbered` yields, on its way to `device`: it is made when it is asked for."""
+    for number, batch in numbered:
+        yield number, _all_sent(batch, device)[0]
 
 
 def _ahead(batches: Batches, numbered: Iterator[Numbered], device: torch.device) -> Iterator[Numbered]:
@@ -73,7 +79,9 @@ def _fill(
             if found is None:
                 break
             number, batch = found
-            batch, copied = _all_sent(batch, device, stream)
+            with torch.cuda.stream(stream):
+                batch, there = _all_sent(batch, device)
+            copied = stream.record_event() if there else None
             if not _put(queue, ((number, batch), cuts, copied), over):
                 return
     except BaseException as error:  # it is the other thread's to raise
@@ -89,17 +97,15 @@ def _put(queue: Queue[Any], item: Any, over: threading.Event) -> bool:
     return False
 
 
-def _all_sent(batch: Batch, device: torch.device, stream: Any) -> tuple[Batch, Any]:
-    """Return a batch on its way to the device, and when it is there; or as it is, and None, where there is no memory
-    for it: the update sends it then, and knows what to do."""
+def _all_sent(batch: Batch, device: torch.device) -> tuple[Batch, bool]:
+    """Return a batch on its way to the device, and True; or as it is, and False, where there is no memory for it: the
+    update sends it then, and knows what to do."""
     try:
-        with torch.cuda.stream(stream):
-            parts = [replace(part, tensors=sent(part.tensors, device)) for part in batch.parts]
-            return replace(batch, parts=parts), stream.record_event()
+        return replace(batch, parts=[replace(part, tensors=sent(part.tensors, device)) for part in batch.parts]), True
     except RuntimeError as error:
         if not is_lacking(error):
             raise
-        return batch, None
+        return batch, False
 
 
 def sent(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

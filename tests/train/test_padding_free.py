@@ -217,6 +217,17 @@ def test_dropout_falls_on_real_tokens_alone() -> None:
     assert torch.equal(model(**batch()).logits, one)
 
 
+def test_a_view_of_a_whole_mask_has_as_many_ones() -> None:
+    """Of a part, or of one that is repeated, nobody knows; nor where it was never said."""
+    mask = torch.ones(2, 3, 4, dtype=torch.long)
+    assert padding_free._known(mask) is padding_free._known(mask.view(-1, 4)) is None
+    setattr(mask, padding_free.COUNT, 24)
+    whole = (mask, mask.view(-1, 4), mask.flatten(0, 1), mask[None].view(-1, 4))
+    assert [padding_free._known(each) for each in whole] == [24] * 4
+    other = (mask[0], mask[:1].expand(2, 3, 4), mask.clone().view(-1, 4), mask.transpose(0, 1))
+    assert [padding_free._known(each) for each in other] == [None] * 4
+
+
 CANNOT: dict[str, Callable[[], Any]] = {
     "attention of its own": lambda: transformers.DebertaV2ForTokenClassification(
         transformers.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c"])

@@ -75,6 +75,33 @@ def test_no_memory_for_what_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(found.parts[0].tensors["x"]) == 1
 
 
+def test_of_a_stream_each_is_sent_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the thread that asks, since a stream's processes talk to each other; and not for a CPU."""
+    asked, here = list[tuple[int, int]](), threading.get_ident()
+
+    def numbered() -> Iterator[tuple[int, Batch]]:
+        for number in range(1, 4):
+            asked.append((number, threading.get_ident()))
+            yield number, batch(number)
+
+    stream: Any = SimpleNamespace()  # no `Batches`
+    coming = prefetch.prefetch(stream, numbered(), torch.device("cuda"))
+    for number in range(1, 4):
+        found, made = next(coming)
+        assert (found, int(made.parts[0].tensors["x"]), made.places()) == (number, number + 1, {"rows": [number]})
+        assert asked[-1] == (number, here)
+    assert next(coming, None) is None
+    _, made = next(prefetch.prefetch(stream, numbered(), torch.device("cpu")))
+    assert int(made.parts[0].tensors["x"]) == 1
+
+    def lacking(tensors: Any, device: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory (as if)")
+
+    monkeypatch.setattr(prefetch, "sent", lacking)
+    _, made = next(prefetch.prefetch(stream, numbered(), torch.device("cuda")))
+    assert int(made.parts[0].tensors["x"]) == 1
+
+
 def test_what_goes_wrong_and_who_leaves() -> None:
     def numbered() -> Iterator[tuple[int, Batch]]:
         yield 1, batch(1)
