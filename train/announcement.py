@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from data.batches import Feed
 from train import adapter, compilation, files, frozen, hardware, recomputation, shards
 from train.config import RunConfig
+from train.idle import is_set
 from train.ingredients import Ingredients
 from train.journal import Journal
+
+log = logging.getLogger("train")
 
 
 def describe(config: RunConfig, ingredients: Ingredients, batches: Feed) -> str:
@@ -51,5 +55,18 @@ def announce(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
             if journal.speaks:
                 files.write(Path(config.output) / f"skipped_rows_{role}.txt", "\n".join(encoded.skipped) + "\n")
     journal.say(f"plan    {updates:,} updates of {describe(config, ingredients, batches)}")
+    if journal.speaks and (why := computed_padding(config, ingredients)):
+        log.warning("padding_free: %s; it has no effect", why)
     if journal.first:
         journal.say(f"resume  after update {journal.first}")
+
+
+def computed_padding(config: RunConfig, ingredients: Ingredients) -> str:
+    """Return why padding is not left out where the user has asked for it; else an empty text.
+
+    Where nobody asked it is no news: by default encoders do without it as far as they can.
+    """
+    asked = config.padding_free and is_set(config, "padding_free") and not config.compile  # of which idle_keys tells
+    if not asked or ingredients.padding_free:
+        return ""
+    return ingredients.padded or "adapter.also_train copies parts of the layers, so padding is computed"

@@ -15,28 +15,29 @@ if TYPE_CHECKING:
 
 
 def idle_keys(config: RunConfig) -> list[str]:
-    """Return "key: why it has no effect" for every such key that was set.
-
-    A resolved config (output/config.yaml) sets all keys: there only those count that differ from their default.
-    """
-    keys = {name for name, field in type(config).model_fields.items() if not field.exclude}
-    resolved = keys <= config.model_fields_set
-
-    def is_set(path: str) -> bool:
-        *sections, name = path.split(".")
-        section: Section = config
-        for part in sections:
-            section = getattr(section, part)
-        default = type(section).model_fields[name].get_default(call_default_factory=True)
-        return name in section.model_fields_set and not (resolved and getattr(section, name) == default)
-
-    found = [f"{path}: {why}" for path, why in _conditions(config) if is_set(path)]
+    """Return "key: why it has no effect" for every such key that was set."""
+    found = [f"{path}: {why}" for path, why in _conditions(config) if is_set(config, path)]
     for role in ("train", "validation", "test"):
         sources = getattr(config.data, role) or ()
         for place, source in enumerate(sources):
             prefix = f"data.{role}" if len(sources) == 1 else f"data.{role}.{place}"
             found += [f"{prefix}.{key}: {why}" for key, why in _source(source, role, len(sources))]
     return found
+
+
+def is_set(config: RunConfig, path: str) -> bool:
+    """Whether the user has set a key.
+
+    A resolved config (output/config.yaml) sets all keys: there only those count that differ from their default.
+    """
+    keys = {name for name, field in type(config).model_fields.items() if not field.exclude}
+    resolved = keys <= config.model_fields_set
+    *sections, name = path.split(".")
+    section: Section = config
+    for part in sections:
+        section = getattr(section, part)
+    default = type(section).model_fields[name].get_default(call_default_factory=True)
+    return name in section.model_fields_set and not (resolved and getattr(section, name) == default)
 
 
 def _conditions(config: RunConfig) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from train.config import RunConfig
 from train.last_layer import enable, enabled
 from train.limits import longest_input
 from train.model import load_model, place
+from train.padding_free import obstacle
 from train.quantization import quantize
 from train.streams import Streamed, look
 from train.streams import known as known_streams
@@ -46,6 +47,8 @@ class Ingredients:
     """The sources of data.train, if they are streamed."""
     padding_free: bool = False
     """Whether the model computes real tokens only."""
+    padded: str = ""
+    """Why it was found that it cannot."""
 
 
 def cache_folder(config: RunConfig) -> Path:
@@ -89,14 +92,8 @@ def read(config: RunConfig) -> Ingredients:
     place(model, accelerator.device)
     with accelerator.autocast():  # what is proved of a kernel is true of this device and precision only
         task.check_model(model)
-        if config.padding_free and not config.compile:
-            enable(model)
-    limit = longest_input(model, tokenizer)
-    max_length = config.data.max_length or min(512, limit)
-    if max_length > limit:
-        raise UserError(
-            f"data.max_length: {max_length} is more than the {limit} tokens that the model takes: {config.model.origin}"
-        )
+        padded = _leave_padding_out(config, model)
+    max_length = _max_length(config, model, tokenizer)
     splits = {}
     for role, sources in rows.items():
         for source in sources:
@@ -115,7 +112,27 @@ def read(config: RunConfig) -> Ingredients:
         model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
     if not config.compile:
         dropout.enable(model)
-    return Ingredients(accelerator, precision, tokenizer, model, new, task, splits, max_length, streams, enabled(model))
+    return Ingredients(
+        accelerator, precision, tokenizer, model, new, task, splits, max_length, streams, enabled(model), padded
+    )
+
+
+def _leave_padding_out(config: RunConfig, model: Any) -> str:
+    """Let the model compute real tokens only, where it may; return why it cannot."""
+    if not config.padding_free or config.compile or enable(model):
+        return ""
+    return obstacle(model)
+
+
+def _max_length(config: RunConfig, model: Any, tokenizer: Any) -> int:
+    """Return the tokens that an example may have. Raises `UserError` if the model does not take as many as asked."""
+    limit = longest_input(model, tokenizer)
+    max_length = config.data.max_length or min(512, limit)
+    if max_length > limit:
+        raise UserError(
+            f"data.max_length: {max_length} is more than the {limit} tokens that the model takes: {config.model.origin}"
+        )
+    return max_length
 
 
 def _asked(config: RunConfig) -> dict[str, bool]:

@@ -73,7 +73,7 @@ def enable(model: PreTrainedModel) -> bool:
     """
     base: Any = model.base_model
     blocks = list(stacks(base))
-    if not _can(model) or len(blocks) != 1:
+    if _hindrance(model):
         return False
     _named[base] = FLAT if varlen.available(model) else NAME
     hooks, of_embeddings = _hook(base, list(blocks[0][1])), _hook_embeddings(base, list(blocks[0][1]))
@@ -91,11 +91,32 @@ def look_up_rows(model: nn.Module) -> None:
     trial.unhook(model, lambda hook: hook in (_look_up, _pad_embedded))
 
 
-def _can(model: Any) -> bool:
+def obstacle(model: PreTrainedModel) -> str:
+    """Return why `enable` has said no, and what is so instead: for who asked for it."""
+    why = _hindrance(model) or f"tried on a few rows, a {type(model).__name__} does not give the same without padding"
+    return why if _writes(model) else f"{why}, so padding is computed"
+
+
+def _writes(model: Any) -> bool:
     config = model.config
-    writes = config.is_encoder_decoder or getattr(config, "is_decoder", False) or model.can_generate()  # with a cache
-    known = model.device.type == "cpu" or varlen.available(model)  # else padded rows would be made again and again
-    return known and not writes and config._attn_implementation == "sdpa" and not _twice(model)
+    return bool(config.is_encoder_decoder or getattr(config, "is_decoder", False) or model.can_generate())
+
+
+def _hindrance(model: Any) -> str:
+    """Return why it need not be tried, or an empty text."""
+    config, kind, count = model.config, type(model).__name__, len(list(stacks(model.base_model)))
+    if _writes(model):  # with a cache
+        return f"a {kind} writes text, and its task alone decides what is padded"
+    if config._attn_implementation != "sdpa":
+        own = config._attn_implementation
+        return f"the attention of this {kind} is {own}, and padding is left out of PyTorch's own (sdpa) only"
+    if _twice(model):
+        return "the model's own gradient checkpointing is on; set activation_checkpointing: true instead of it"
+    if count != 1:
+        return f"a {kind} has {count} stacks of layers, not one"
+    if model.device.type != "cpu" and not varlen.available(model):  # padded rows would be made again and again
+        return f"on a GPU it takes {varlen.NEEDED}"
+    return ""
 
 
 def _twice(model: Any) -> bool:

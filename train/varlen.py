@@ -14,6 +14,12 @@ DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 UNKNOWN = ("softcap", "s_aux", "position_bias", "attention_bias")
 """What some models ask of attention, and the kernel does not know."""
 
+NEEDED = (
+    "one of NVIDIA of compute capability 8.0 or more, PyTorch 2.11 or newer, precision bf16 or fp16, and attention "
+    f"without dropout (in model.config, as far as there is one: {', '.join(f'{name}: 0' for name in DROPOUT)})"
+)
+"""What has to be there for it, to be said to users."""
+
 _kernel: Any = None
 """`torch.nn.attention.varlen.varlen_attn`, once there is a model for it."""
 

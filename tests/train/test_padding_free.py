@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -229,17 +230,26 @@ def test_a_view_of_a_whole_mask_has_as_many_ones() -> None:
 
 
 CANNOT: dict[str, Callable[[], Any]] = {
-    "attention of its own": lambda: transformers.DebertaV2ForTokenClassification(
+    "attention of this DebertaV2ForTokenClassification is eager": lambda: transformers.DebertaV2ForTokenClassification(
         transformers.DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c"])
     ),
-    "eager": lambda: make("Bert", attn_implementation="eager"),
-    "it writes": lambda: transformers.GPT2LMHeadModel(
+    "attention of this BertForTokenClassification is eager": lambda: make("Bert", attn_implementation="eager"),
+    "a GPT2LMHeadModel writes text, and its task alone decides what is padded$": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=1)
     ),
-    "is_decoder": lambda: make("Bert", is_decoder=True),
-    "computed twice": lambda: checkpointing(make("Bert")),
-    "no layers": lambda: make("Bert", num_hidden_layers=0),
+    "a BertForTokenClassification writes text": lambda: make("Bert", is_decoder=True),
+    "set activation_checkpointing: true instead": lambda: checkpointing(make("Bert")),
+    "has 0 stacks of layers, not one": lambda: make("Bert", num_hidden_layers=0),
+    "does not give the same without padding, so padding is computed$": lambda: mixing(make("Bert")),
+    "on a GPU it takes .* bf16 or fp16, .* attention_probs_dropout_prob: 0": lambda: make("Bert").to("meta"),
 }  # fmt: skip
+
+
+def mixing(model: Any) -> Any:
+    """Each token sees the row that it lies in, padding as well."""
+    middle = model.base_model.encoder.layer[1]
+    middle.register_forward_pre_hook(lambda _, given: (given[0] - given[0].mean(1, keepdim=True), *given[1:]))
+    return model
 
 
 def checkpointing(model: Any) -> Any:
@@ -253,6 +263,7 @@ def test_what_cannot_be_is_left_as_it_is(why: str) -> None:
     model = CANNOT[why]()
     hooks = [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()]
     assert not padding_free.enable(model)
+    assert re.search(why, padding_free.obstacle(model))
     assert [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules()] == hooks
 
 
