@@ -157,14 +157,14 @@ class Checkpoints:
 
     def _clear(self, update: int, problem: str) -> None:
         """Remove what was written of a save that failed, at once, for others need the space; say so."""
-        free = shutil.disk_usage(self.folder.parent).free / 1e6
+        room = _room(self.folder.parent)
         shutil.rmtree(self._beside(update), ignore_errors=True)
         log.warning(
-            "the checkpoint after update %d could not be written (%s; %.1f MB free on the disk). Training goes on; "
+            "the checkpoint after update %d could not be written (%s; %s). Training goes on; "
             "older checkpoints are whole. Free space, or mend the permissions of %s",
             update,
             problem,
-            free,
+            room,
             self.folder,
         )
 
@@ -272,6 +272,14 @@ class Checkpoints:
 def _make(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+
+
+def _room(folder: Path) -> str:
+    """Say how much a disk has room for; it may be gone, which is why a save has failed."""
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:.1f} MB free on the disk"
+    except OSError as error:
+        return f"the disk does not answer: {error}"
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -144,6 +144,28 @@ def test_a_failed_save_stops_nothing_and_harms_nothing(
     assert carry_out(config) == 0  # the last one was written
     assert names(tmp_path / "out") == ["update-00000005", "update-00000020"]
     assert caplog.text.count("No space left on device") == 2
+
+
+def test_a_failed_save_stops_nothing_where_the_disk_does_not_answer_either(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when it is cut off for a while: two saves fail, the last one does not."""
+    gone, real = FileNotFoundError(2, "No such file or directory"), Checkpoints._write
+
+    def write(self: Checkpoints, writing: Path, *given: Any) -> None:
+        if "00000006" not in writing.name:
+            raise gone
+        real(self, writing, *given)
+
+    def usage(folder: Path) -> NoReturn:
+        raise gone
+
+    monkeypatch.setattr(Checkpoints, "_write", write)
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    assert carry_out(make_config(updates=6, checkpoint__every=2, data__validation=None)) == 0
+    assert names(tmp_path / "out") == ["update-00000006"]
+    said = [message for message in caplog.messages if "could not be written" in message]
+    assert len(said) == 2 and all("the disk does not answer: [Errno 2]" in message for message in said)
 
 
 def test_the_run_ends_non_zero_if_the_last_save_failed(
