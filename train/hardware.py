@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +18,9 @@ from train import network
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
+
+CPUS, GROUPS = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
+"""Where Linux says which processors are one core, and what control groups may take."""
 
 SMALL = 2**28
 """Bytes of a model for which memory is kept."""
@@ -42,15 +47,17 @@ def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerat
     if chosen == "fp8":
         _check_fp8(cpu=cpu)
     network.choose_interface()
-    if cpu:
-        _set_threads()
-    else:
+    threads = _threads() if cpu else 0
+    if not cpu:
         _choose_kernels()
     # buffers are the same everywhere, and to send them would make an update's first forward pass a collective
     reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout + 30))
     mixed = chosen if chosen in ("bf16", "fp16", "fp8") else "no"
-    return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction, group]), chosen
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction, group])
+    if cpu:  # only now: under srun or mpirun Accelerate sets a share of the whole machine, which may not all be ours
+        torch.set_num_threads(threads)
+    return accelerator, chosen
 
 
 def forget() -> None:
@@ -107,14 +114,52 @@ def resolve(precision: str, *, cpu: bool) -> str:
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 
 
-def _set_threads() -> None:
-    """Give each process on this machine its share of the cores: spinning threads slow each other down tenfold."""
+def _threads() -> int:
+    """Return how many threads this process computes with: its share of the cores, for spinning threads slow each other
+    down tenfold; or what the user has said, but that OMP_NUM_THREADS of several processes is torchrun's."""
     import torch
 
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if local > 1 or "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, cores // local))
+    if os.environ.get("MKL_NUM_THREADS") or (local == 1 and os.environ.get("OMP_NUM_THREADS")):
+        return torch.get_num_threads()  # heeds them, MKL's before the other
+    return max(1, int(min(_cores(), _quota())) // local)
+
+
+def _cores() -> int:
+    """Return the cores that this process may use, hyperthreads of one counted once: a product of matrices fills it.
+
+    As PyTorch counts them: https://pytorch.org/tutorials/intermediate/torchserve_with_ipex
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    found = set[str]()
+    for number in allowed:
+        siblings = CPUS / f"cpu{number}" / "topology" / "thread_siblings_list"
+        found.add(siblings.read_text(encoding="ascii") if siblings.exists() else str(number))
+    return len(found)
+
+
+def _quota() -> float:
+    """Return how many cores' time this process's control groups of version 2 are given, as a container's limit is."""
+    found = [math.inf]
+    for group in _control_groups():
+        with suppress(OSError, ValueError):  # not there, or "max"
+            granted, period = map(int, (group / "cpu.max").read_text(encoding="ascii").split())
+            found.append(granted / period)
+    return min(found)
+
+
+def _control_groups(kind: str = "") -> list[Path]:
+    """Return the control groups that this process is in: of version 2, where one tree knows everything, and of version
+    1 what one `kind` of tree says."""
+    own = Path("/proc/self/cgroup")
+    lines = own.read_text(encoding="ascii").splitlines() if own.exists() else []
+    found = list[Path]()
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds in ("", kind):
+            inside = GROUPS / kinds / path.lstrip("/")
+            found += [inside, *inside.parents]
+    return found
 
 
 def keep_memory(size: int) -> None:
@@ -140,13 +185,7 @@ def free_memory() -> int:
     import psutil
 
     found: list[int] = [psutil.virtual_memory().available]
-    own = Path("/proc/self/cgroup")
-    lines = own.read_text(encoding="ascii").splitlines() if own.exists() else []
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if kinds in ("", "memory"):  # version 2, where one tree knows everything, and version 1
-            inside = Path("/sys/fs/cgroup", kinds) / path.lstrip("/")
-            found += [left for group in (inside, *inside.parents) if (left := _left(group)) is not None]
+    found += [left for group in _control_groups("memory") if (left := _left(group)) is not None]
     return max(0, min(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -86,6 +87,104 @@ def test_attention_that_plans_anew_for_each_shape_is_out_of_the_choice(monkeypat
         monkeypatch.setattr(torch.accelerator, "is_available", lambda there=there: there)
         settings: Any = build_accelerator("fp32")[0]
         assert (settings["cpu"], chosen) == (not there, [False] * there)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One of 8 processors, two of each core, of which 6 are ours; and the control group that we are in."""
+    for number in range(8):
+        topology = tmp_path / "cpus" / f"cpu{number}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
+    inner = tmp_path / "groups" / "outer" / "inner"
+    inner.mkdir(parents=True)
+    monkeypatch.setattr(hardware, "CPUS", tmp_path / "cpus")
+    monkeypatch.setattr(hardware, "_control_groups", lambda: [inner, *inner.parents])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 4, 5, 6}, raising=False)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    return inner
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, 3), (2, 1), (8, 1)])
+def test_a_share_of_the_cores_that_are_ours(
+    processes: int, threads: int, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever torchrun says, which says 1 for several."""
+    if processes > 1:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert hardware._threads() == threads
+    monkeypatch.setattr(hardware, "CPUS", machine / "nowhere")  # not known: each processor may be a core
+    assert hardware._threads() == max(1, 6 // processes)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "threads"),
+    [("max 100000", None, 3), ("250000 100000", None, 2), ("max 100000", "100000 50000", 2), ("5000 100000", None, 1)],
+)
+def test_no_more_than_a_container_is_given_time_for(inner: str, outer: str | None, threads: int, machine: Path) -> None:
+    (machine / "cpu.max").write_text(inner + "\n")
+    if outer:
+        (machine.parent / "cpu.max").write_text(outer + "\n")
+    assert hardware._threads() == threads
+
+
+@pytest.mark.parametrize(
+    ("said", "processes", "heeded"),
+    [
+        ({"MKL_NUM_THREADS": "7"}, 1, True),
+        ({"OMP_NUM_THREADS": "7"}, 1, True),
+        ({"MKL_NUM_THREADS": "7"}, 2, True),
+        ({"OMP_NUM_THREADS": "7"}, 2, False),
+        ({"MKL_NUM_THREADS": ""}, 1, False),
+    ],
+)
+def test_the_user_knows_better(
+    said: dict[str, str], processes: int, heeded: bool, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch reads them when it starts."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    for name, value in {**said, "LOCAL_WORLD_SIZE": str(processes)}.items():
+        monkeypatch.setenv(name, value)
+    assert (hardware._threads() == 7) == heeded
+
+
+THREADS = """
+import accelerate, torch
+from train import hardware
+class Accelerator:
+    def __init__(self, **settings):
+        torch.set_num_threads(3)  # as it does under srun
+accelerate.Accelerator = Accelerator
+hardware.build_accelerator("fp32")
+print(torch.get_num_threads())
+"""
+
+
+@on_cpu
+def test_threads_are_what_the_user_said_in_a_process_that_starts() -> None:
+    for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        variables = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"} | {name: "1"}
+        found = subprocess.run(
+            [sys.executable, "-c", THREADS], capture_output=True, check=True, text=True, env=variables
+        )
+        assert found.stdout == "1\n"
+
+
+def test_control_groups_of_both_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = "9:name=systemd:/\n4:memory:/a/b\n1:cpu:/c\n0::/d\n"
+    real = Path.read_text
+
+    def read(self: Path, *given: Any, **named: Any) -> str:
+        return listed if self == Path("/proc/self/cgroup") else real(self, *given, **named)
+
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(hardware, "GROUPS", tmp_path)
+    inner = [tmp_path / "memory" / "a" / "b", tmp_path / "d"]
+    assert [group for group in hardware._control_groups("memory") if group in inner] == inner
+    assert tmp_path / "c" not in hardware._control_groups() and tmp_path / "d" in hardware._control_groups()
 
 
 KEPT = """
