@@ -51,11 +51,31 @@ class Workload:
     """Rows of an update where they are not packed, about as many real tokens as `batch` packed ones; also documents."""
     parts: int = 1
     """Micro-batches in which a peer that is tuned takes those."""
+    size: int = 0
+    """Rows of the data set, if they are more than `updates` take. All peers draw from the same."""
+    sampling: str = "group_by_length"
+    """How a peer that is tuned puts rows of a length together, of transformers' `train_sampling_strategy`."""
+
+    @property
+    def together(self) -> int:
+        """Rows of an update where they are not packed."""
+        return self.conversations or self.batch
 
     @property
     def rows(self) -> int:
-        """As many as one epoch of `updates` takes, and a few more, since packed rows are not quite full."""
-        return self.batch * self.updates if self.task == "text_classification" else self.conversations * self.updates
+        """Of the data set: at least as many as one epoch of `updates` takes, and a few more where rows are packed,
+        since they are not quite full."""
+        return max(self.size, self.together * self.updates)
+
+    @property
+    def sorted_updates(self) -> int:
+        """In how many updates transformers' `group_by_length` goes once from the longest to the shortest rows: the
+        more, the less padding, up to 50 in a data set of four times as much or more.
+
+        As many, or a multiple, are counted: else the peer's rows would be longer or shorter than the data set's. Where
+        the first of a turn are not counted, the first of the next are instead.
+        """
+        return max(1, min(self.rows // (4 * self.together), 50)) if self.sampling == "group_by_length" else 1
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -73,23 +93,28 @@ TOKEN_PEERS = (
 
 PACKED = {"lengths": "chat", "updates": 14, "warm": 4, "longest": 4096, "precision": "bf16"}
 """136 conversations of 239.8 positions each are 8 rows of 4,096."""
-EIGHT = {**PACKED, "batch": 8, "conversations": 136, "parts": 4, "micro": 16384, "suite": "gpu"}
+EIGHT = {**PACKED, "batch": 8, "conversations": 136, "parts": 4, "micro": 16384, "suite": "gpu",
+         "size": 2720, "sampling": "batch_rebalance"}  # fmt: skip
 TOY = {**PACKED, "batch": 4, "conversations": 8, "parts": 2, "micro": 512, "suite": "toy", "longest": 256, "updates": 6,
        "warm": 2}  # fmt: skip
 
 WORKLOADS: dict[str, Workload] = {
     each.name: each
     for each in (
-        Workload("sst2-minilm", "cpu", "sst2", "minilm", 32, 60),
-        Workload("imdb-minilm", "cpu", "imdb", "minilm", 32, 8, warm=2, parts=16),
-        Workload("sst2-bert-base", "cpu", "sst2", "bert-base", 32, 14, warm=2),
+        Workload("sst2-minilm", "cpu", "sst2", "minilm", 32, 55, size=6400),
+        Workload("imdb-minilm", "cpu", "imdb", "minilm", 32, 8, warm=2, parts=16, size=800),
+        Workload("sst2-bert-base", "cpu", "sst2", "bert-base", 32, 52, warm=2, size=6400),
+        Workload(
+            "chat-small-llama", "cpu", "chat", "small-llama", 8, 22, warm=2, task="chat", conversations=20, parts=5,
+            size=1600,
+        ),
         Workload("chat-llama-1b", model="llama-1b", task="chat", **EIGHT),  # type: ignore[arg-type]
         Workload("chat-llama-1b-lora", model="llama-1b", task="chat", rank=16, **EIGHT),  # type: ignore[arg-type]
         Workload("chat-qwen-0.6b", model="qwen-0.6b", task="chat", **EIGHT),  # type: ignore[arg-type]
         Workload("chat-qwen-0.6b-lora", model="qwen-0.6b", task="chat", rank=16, **EIGHT),  # type: ignore[arg-type]
         Workload("packed-llama-1b", model="llama-1b", task="causal_lm", **EIGHT),  # type: ignore[arg-type]
         Workload(
-            "imdb-modernbert", "gpu", "imdb", "modernbert", 64, 60, warm=10, precision="bf16", micro=32768
+            "imdb-modernbert", "gpu", "imdb", "modernbert", 64, 60, warm=10, precision="bf16", micro=32768, size=12800
         ),
         Workload("toy", "toy", "sst2", "toy-bert", 8, 6, warm=2),
         Workload("toy-modernbert", "toy", "sst2", "toy-modernbert", 8, 6, warm=2, precision="bf16"),
