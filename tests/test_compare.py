@@ -15,8 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from benchmarks.compare import figures, plot, work, workloads
-from benchmarks.compare.figures import Machine
+from benchmarks.compare import __main__ as program
+from benchmarks.compare import figures, options, plot, work, workloads
 from benchmarks.compare.meter import Meter
 from benchmarks.compare.workloads import SHAPES, WORKLOADS, Workload
 
@@ -110,12 +110,14 @@ def test_meter(capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         meter.saw(torch.tensor(10 + number), 20, 5)
         meter.saw(1, 2, torch.tensor(1))
-        meter.losses.append(torch.tensor(0.5))
+        for part in (0.25, 0.5):
+            meter.lose(torch.tensor(part))
         meter.tick()
-    meter.report()
+    meter.report(matmul=1e9)
     told = json.loads(capsys.readouterr().out.removeprefix("FIGURES "))
     assert (told["tokens"], told["targets"], told["all_tokens"], told["all_targets"]) == (25, 12, 36, 18)
-    assert told["efficiency"] == pytest.approx(36 / 66) and told["losses"] == [0.5] * 3
+    assert told["efficiency"] == pytest.approx(25 / 44) and told["losses"] == [0.75] * 3
+    assert (told["warm"], told["matmul"]) == (1, 1e9) and told["memory"] > 50
 
 
 def test_ratios() -> None:
@@ -132,26 +134,43 @@ TOLD = {
     "efficiency": 0.5,
     "memory": 300.0,
     "first_update": 4.0,
-    "losses": [1.0, 0.5],
+    "losses": [9.0, *[1.0] * 10, *[0.5] * 10],
+    "warm": 1,
+    "matmul": 1e9,
 }
 
 
 def test_table() -> None:
     rounds = {"ours": [TOLD], "slow": [{**TOLD, "seconds": 4.0}], "broken": [None], "left out": []}
-    lines = figures.table(rounds, work_per_token=1e6, machine=Machine(2e9, 1e9))
-    assert lines[2] == ("| ours | 50 | 20 | 1.00 | 0.50 | 0.03 | 0.05 | 300 MB | 4.0 s | 0.7500 |")
+    lines = figures.table(rounds, work_per_token=1e6, stated=2e9)
+    assert lines[2] == ("| ours | 50 | 20 | 1.00 | 0.50 | 0.03 | 0.05 | 300 MB | 4.0 s | 0.7500 | 0.5000 |")
     assert lines[3].startswith("| slow | 25 | 10 | 2.00 |")
-    assert lines[4].startswith("| broken | failed |") and len(lines) == 5
-    assert {line.count("|") for line in lines} == {11}
-    unstated = figures.table(rounds, work_per_token=1e6, machine=Machine(None, 1e9))
+    assert lines[4].startswith("| broken | failed |") and lines[5].startswith("| left out | not begun |")
+    assert {line.count("|") for line in lines[:6]} == {12}
+    assert lines[6:] == [
+        "",
+        "broken: failed, measured in 0 of 1 rounds.",
+        "left out: for want of time, measured in 0 of 1 rounds.",
+    ]
+    unstated = figures.table(rounds, work_per_token=1e6, stated=None)
     assert "| 0.50 | – | 0.05 |" in unstated[2]
 
 
 def test_a_round_that_failed_is_not_compared() -> None:
-    lines = figures.table({"ours": [None, TOLD], "other": [TOLD, TOLD]}, work_per_token=1e6, machine=Machine(None, 1e9))
-    assert "| 1.00 |" in lines[3]
-    lines = figures.table({"ours": [None], "other": [TOLD]}, work_per_token=1e6, machine=Machine(None, 1e9))
+    lines = figures.table({"ours": [None, TOLD], "other": [TOLD, TOLD]}, work_per_token=1e6, stated=None)
+    assert "| 1.00 |" in lines[3] and lines[4:] == ["", "ours: failed, measured in 1 of 2 rounds."]
+    lines = figures.table({"ours": [None], "other": [TOLD]}, work_per_token=1e6, stated=None)
     assert lines[2].startswith("| ours | failed |") and lines[3].startswith("| other | 50 | 20 | – |")
+
+
+def test_best_matmul_is_the_median_of_all_peers_rounds() -> None:
+    """So that what a busy moment costs one of them does not change what all are held to."""
+    rounds = {
+        "ours": [TOLD, {**TOLD, "matmul": 2e9}],
+        "other": [{**TOLD, "matmul": 2e9}, TOLD, {**TOLD, "matmul": 2e9}],
+    }
+    lines = figures.table(rounds, work_per_token=1e6, stated=None)
+    assert "| – | 0.03 |" in lines[2] and "| – | 0.03 |" in lines[3]
 
 
 @pytest.mark.parametrize("each", WORKLOADS.values(), ids=WORKLOADS.keys())
@@ -173,6 +192,62 @@ def test_the_tuned_trainer_pads_as_little_as_with_the_real_data_set(name: str, l
     assert rows.mean() == pytest.approx(lengths.mean(), rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--peers ours trainer_tund", "--peers: no such name: trainer_tund; did you mean trainer_tuned?"),
+        ("--workloads sst2", "--workloads: no such name: sst2; "),
+        ("--peers raw ours", "--peers: the first must be ours"),
+        ("--rounds 0", "--rounds: at least 1, not 0"),
+        ("--seconds 0", "--seconds: more than 0, not 0"),
+        ("--seconds nan", "--seconds: more than 0, not nan"),
+        ("--limit -1", "--limit: more than 0, not -1"),
+        ("--micro 0", "--micro: at least 1 token, not 0"),
+        ("--updates 1", "--updates: at least 2"),
+    ],
+)
+def test_what_makes_no_sense_is_said(given: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        options.parse("", given.split())
+    assert raised.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_without_a_gpu_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be measured, and why; exit code 1. Whoever wants it anyway is let."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"cannot be measured here: chat-llama-1b, .*PyTorch .*--anyway"):
+        options.chosen(options.parse("", ["--suite", "gpu"]))
+    with pytest.raises(SystemExit, match=r"here: imdb-modernbert\. "):
+        options.chosen(options.parse("", ["--workloads", "toy", "imdb-modernbert"]))
+    assert len(options.chosen(options.parse("", ["--suite", "gpu", "--anyway"]))) >= 6
+
+
+def test_peers_that_a_workload_does_not_have(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "trl" else True)
+    here = options.can_be_measured(WORKLOADS["toy-chat"], ["ours", "usual", "trl"])
+    assert here == (["ours"], ["trl"])
+    said = capsys.readouterr().out
+    assert "not a peer of toy-chat: usual; there are ours, raw, " in said
+    assert "toy-chat: not measured: trl: TRL is not installed; pip install 'lockstep[benchmarks]'" in said
+
+
+def test_a_peer_that_fails_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the table, and by the exit code; the others are measured."""
+    monkeypatch.setattr(program, "measure", lambda peer, folder, limit: None if peer == "usual" else TOLD)
+    monkeypatch.setattr(plot, "draw", lambda *_: None)
+    given = ["compare", "--workloads", "toy", "--peers", "ours", "usual", "--rounds", "2", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit, match=r"failed: usual \(toy\)"):
+        program.main()
+    assert "usual: failed, measured in 0 of 2 rounds." in (tmp_path / "toy.md").read_text()
+    assert json.loads((tmp_path / "toy.json").read_text()) == {"ours": [TOLD, TOLD], "usual": [None]}
+    assert "2 rounds" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed")
 @pytest.mark.filterwarnings("ignore")
 def test_plot(tmp_path: Path) -> None:
@@ -192,15 +267,20 @@ def learn(tmp_path: Path, *chosen: str) -> tuple[dict[str, dict[str, Any]], str]
     return told, (tmp_path / f"{name}.md").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["toy", "toy-modernbert"])
+@pytest.mark.whole_run
+@pytest.mark.parametrize("name", ["toy", pytest.param("toy-modernbert", marks=pytest.mark.slow)])
 def test_all_peers_learn_the_same_rows(name: str, tmp_path: Path) -> None:
     told, table = learn(tmp_path, name)
     exact = WORKLOADS[name].precision == "fp32"
     others = set() if exact else {"trainer_fp32"}
     assert set(told) == {"ours", "raw", "trainer", "trainer_tuned", "usual"} | others
     assert told["ours"]["tokens"] == told["raw"]["tokens"]
-    assert told["ours"]["losses"] == pytest.approx(told["raw"]["losses"], rel=1e-5 if exact else 2e-2)
+    if exact:
+        assert told["ours"]["losses"] == told["raw"]["losses"]
+    assert told["ours"]["losses"] == pytest.approx(told["raw"]["losses"], rel=2e-2)
+    assert all(len(each["losses"]) == WORKLOADS[name].updates for each in told.values())
+    for each in told.values():
+        assert np.mean(each["losses"]) == pytest.approx(np.mean(told["ours"]["losses"]), rel=0.1)
     assert {each["all_tokens"] for each in told.values()} == {int(np.maximum(workloads.draw(WORKLOADS[name]), 3).sum())}
     assert "| usual |" in table
 

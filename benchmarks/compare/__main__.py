@@ -2,14 +2,13 @@
 
 Peers take turns in every round, in alternating order, so that a busy machine is busy for all. Real tokens are counted,
 end to end: data, forward, backward, clipping, optimizer, logging. What comes before the first counted updates is told
-as the time to the first update. A peer that fails is left out of later rounds, and its last lines are printed. Writes
-the table, a plot (where matplotlib is installed) and what every round told to benchmarks/results/, anew after each
-measurement.
+as the time to the first update, with warm caches. A peer that fails is left out of later rounds, its last lines are
+printed, and the exit code is 1. Writes the table, a plot (where matplotlib is installed) and what every round told to
+benchmarks/results/, anew after each measurement.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -23,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import plot, work
-from benchmarks.compare.figures import Machine, Rounds, speed, table
-from benchmarks.compare.peers import hand_over
-from benchmarks.compare.workloads import WORKLOADS, Workload, model_folder, positions, write_rows
+from benchmarks.compare.figures import Rounds, speed, table
+from benchmarks.compare.options import HINT, can_be_measured, chosen, parse
+from benchmarks.compare.peers import CACHE_OF, hand_over
+from benchmarks.compare.workloads import Workload, model_folder, positions, write_rows
 
-RESULTS = Path(__file__).parent.parent / "results"
 ROOT = Path(__file__).parents[2]
 LAST_LINES = 15
 
@@ -45,64 +44,31 @@ class Clock:
 
 
 def main() -> None:
-    options = _options()
+    options = parse(__doc__ or "")
+    workloads = chosen(options)
     os.environ["HF_HUB_OFFLINE"] = "1"
     clock = Clock(time.monotonic() + options.seconds, options.limit)
-    chosen = options.workloads or [name for name, each in WORKLOADS.items() if each.suite == options.suite]
+    failed = []
     with ExitStack() as held:
         folder = options.folder or Path(held.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         print(where(), flush=True)
-        for name in chosen:
-            each = WORKLOADS[name]
-            if options.precision not in (None, each.precision):
-                each = dataclasses.replace(each, precision=options.precision, name=f"{name}-{options.precision}")
-            if options.updates:
-                each = dataclasses.replace(each, updates=options.updates, warm=min(each.warm, options.updates - 1))
-            if options.micro:
-                each = dataclasses.replace(each, micro=options.micro)
-            peers = [peer for peer in options.peers or each.peers if peer in each.peers]
-            compare(each, peers, options.rounds, clock, folder, options.results)
+        for each in workloads:
+            peers, lacking = can_be_measured(each, options.peers)
+            told = compare(each, peers, lacking, options.rounds, clock, folder, options.results)
+            failed += [f"{peer} ({each.name})" for peer, tellings in told.items() if None in tellings]
+    if failed:
+        raise SystemExit(f"failed: {', '.join(failed)}")
 
 
-def _options() -> argparse.Namespace:
-    known = sorted({peer for each in WORKLOADS.values() for peer in each.peers})
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("cpu", "gpu", "toy"), default="cpu")
-    parser.add_argument("--workloads", nargs="+", choices=sorted(WORKLOADS), help="only these")
-    parser.add_argument("--peers", nargs="+", choices=known, help="only these; the first must be ours")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, help="of each peer, instead of the workload's; at least 2")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of all peers, instead of the workload's")
-    parser.add_argument("--micro", type=int, help="tokens in a micro-batch of ours and the plain loop")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no peer after so many in all")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a peer may take")
-    parser.add_argument("--folder", type=Path, help="keep rows, weights and caches here, for the next time")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    if options.peers and options.peers[0] != "ours":
-        parser.error("--peers: the first must be ours, to which the others are held")
-    if options.updates is not None and options.updates < 2:
-        parser.error("--updates: at least 2, of which the first is not counted")
-    return options
-
-
-def compare(each: Workload, peers: list[str], rounds: int, clock: Clock, folder: Path, results: Path) -> None:
-    """Measure one workload; print and write its table."""
-    begun, machine = time.monotonic(), Machine(work.peak(), work.best_matmul(each.precision))
-    write_rows(each, folder)
-    shape = _shape(each, folder)
-    hand_over(each, folder)
-    lengths = positions(each)
-    work_per_token = work.flops(shape, lengths, each.rank) / int(lengths.sum())
-    print(
-        f"{each.name}: {len(lengths):,} rows, {int(lengths.sum()):,} tokens; {work.matrices(shape):,} parameters "
-        f"multiplied, {work_per_token / 1e9:.3f} GFLOP a token; best matmul in {each.precision} "
-        f"{machine.matmul / 1e12:.3f} TFLOP/s; made in {time.monotonic() - begun:.0f} s",
-        flush=True,
-    )
-    told: dict[str, list[dict[str, Any] | None]] = {peer: [] for peer in peers}
-    lines: list[str] = []
+def compare(
+    each: Workload, peers: list[str], lacking: list[str], rounds: int, clock: Clock, folder: Path, results: Path
+) -> Rounds:
+    """Measure one workload; print and write its table. Return what each peer told, of those that are lacking None."""
+    work_per_token = _prepare(each, folder)
+    told: dict[str, list[dict[str, Any] | None]] = {peer: [] for peer in peers} | {peer: [None] for peer in lacking}
+    lines = _write(each, told, work_per_token, results)
+    _warm(each, peers, clock, folder)
     for turn in range(rounds):
         for peer in peers if turn % 2 == 0 else reversed(peers):
             if clock.left() <= 0 or None in told[peer]:
@@ -112,14 +78,47 @@ def compare(each: Workload, peers: list[str], rounds: int, clock: Clock, folder:
             told[peer] += [None] * (turn - len(told[peer])) + [found]
             said = f"{speed(found):,.0f} tokens/s" if found else "failed"
             print(f"{each.name} round {turn + 1} {peer}: {said}; {time.monotonic() - begun:.0f} s in all", flush=True)
-            lines = [_title(each, max(map(len, told.values()))), "", where(), "",
-                     *table(told, work_per_token, machine), ""]  # fmt: skip
-            _write(each.name, lines, told, results)
+            lines = _write(each, told, work_per_token, results)
     print("\n".join(lines), flush=True)
     try:
         plot.draw(told, each.name, results / f"{each.name}.png")
     except ImportError:
-        print("no plot: matplotlib is not installed (pip install 'lockstep[benchmarks]')", flush=True)
+        print(f"no plot: matplotlib is not installed ({HINT})", flush=True)
+    return told
+
+
+def _prepare(each: Workload, folder: Path) -> float:
+    """Write rows and model; return the operations of a real token."""
+    begun = time.monotonic()
+    write_rows(each, folder)
+    shape, lengths = _shape(each, folder), positions(each)
+    work_per_token = work.flops(shape, lengths, each.rank) / int(lengths.sum())
+    print(
+        f"{each.name}: {len(lengths):,} rows, {int(lengths.sum()):,} tokens; {work.matrices(shape):,} parameters "
+        f"multiplied, {work_per_token / 1e9:.3f} GFLOP a token; made in {time.monotonic() - begun:.0f} s",
+        flush=True,
+    )
+    if (each.updates - each.warm) % each.sorted_updates:
+        print(
+            f"{each.name}: {each.updates - each.warm} updates are counted, no multiple of {each.sorted_updates}: peers "
+            f"that use {each.sampling} are given rows longer or shorter than those of the data set",
+            flush=True,
+        )
+    return work_per_token
+
+
+def _warm(each: Workload, peers: list[str], clock: Clock, folder: Path) -> None:
+    """Let what peers keep from one start to the next (encoded rows, compiled code) be there before the first round.
+
+    One peer of each cache makes one update: else whoever is the first would pay for those after it.
+    """
+    hand_over(dataclasses.replace(each, updates=1, warm=0, size=each.rows), folder)
+    for peer in dict.fromkeys(CACHE_OF.get(peer, peer) for peer in peers):
+        if clock.left() > 0:
+            begun = time.monotonic()
+            measure(peer, folder, clock.left())
+            print(f"{each.name}: caches of {peer} are warm; {time.monotonic() - begun:.0f} s", flush=True)
+    hand_over(each, folder)
 
 
 def _title(each: Workload, rounds: int) -> str:
@@ -129,10 +128,14 @@ def _title(each: Workload, rounds: int) -> str:
     return f"## {each.name}: {rows}, {each.precision}, {each.updates - each.warm} updates counted, {rounds} rounds"
 
 
-def _write(name: str, lines: list[str], told: Rounds, results: Path) -> None:
+def _write(each: Workload, told: Rounds, work_per_token: float, results: Path) -> list[str]:
+    """Write what was told so far, and the table, of which the lines are returned."""
+    rounds = max(map(len, told.values()))
+    lines = [_title(each, rounds), "", where(), "", *table(told, work_per_token, work.peak()), ""]
     results.mkdir(parents=True, exist_ok=True)
-    (results / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
-    (results / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
+    (results / f"{each.name}.md").write_text("\n".join(lines), encoding="utf-8")
+    (results / f"{each.name}.json").write_text(json.dumps(told), encoding="utf-8")
+    return lines
 
 
 def measure(peer: str, folder: Path, limit: float) -> dict[str, Any] | None:

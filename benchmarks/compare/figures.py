@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,8 @@ Rounds = Mapping[str, Sequence[Told]]
 """By peer: what each round told (see `meter`); None where it failed."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What it can do: operations a second, as stated for it (None: nothing is) and as the best matmul measured here."""
-
-    stated: float | None
-    matmul: float
+LAST = 10
+"""Updates of which the mean is the final loss, or as many as are counted."""
 
 
 def speed(told: Mapping[str, Any], kind: str = "tokens") -> float:
@@ -42,35 +37,68 @@ def ratio(ones: Sequence[float], others: Sequence[float], draws: int = 4000) -> 
     return interval((np.array(ones) / np.array(others)).tolist(), draws)
 
 
-def table(rounds: Rounds, work_per_token: float, machine: Machine) -> list[str]:
-    """Return the lines of a table in Markdown.
+def table(rounds: Rounds, work_per_token: float, stated: float | None) -> list[str]:
+    """Return the lines of a table in Markdown, and what is missing from it.
 
-    work_per_token: floating point operations of a real token, forward and backward.
+    work_per_token: floating point operations of a real token, forward and backward. stated: operations a second that
+    are stated for the machine, None if nothing is. The best matmul is the median of all that the peers measured, each
+    in its own process when it had learned.
     """
     lines = [
         "| | real tokens/s | targets/s | ours / this (95 %) | padding efficiency | MFU | of best matmul | memory | "
-        "first update | mean loss |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "first update | mean loss | final loss |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    best = _best_matmul(rounds)
     for peer, tellings in rounds.items():
         found = [told for told in tellings if told is not None]
         if not found:
-            if tellings:
-                lines.append(f"| {peer} | failed | | | | | | | | |")
+            lines.append(f"| {peer} | {'failed' if tellings else 'not begun'} | | | | | | | | | |")
             continue
-        pairs = [(one, told) for one, told in zip(rounds["ours"], tellings, strict=False) if one and told]
-        against = "–"
-        if pairs:
-            median, low, high = ratio([speed(one) for one, _ in pairs], [speed(told) for _, told in pairs])
-            against = f"{median:.2f} ({low:.2f} to {high:.2f})" if len(pairs) > 2 else f"{median:.2f}"
         tokens, targets = (np.median([speed(told, kind) for told in found]) for kind in ("tokens", "targets"))
         efficiency, memory, first = (
             float(np.median([told[key] for told in found])) for key in ("efficiency", "memory", "first_update")
         )
-        stated = f"{tokens * work_per_token / machine.stated:.2f}" if machine.stated else "–"
-        loss = np.mean([np.mean(told["losses"]) for told in found])
+        of_stated = f"{tokens * work_per_token / stated:.2f}" if stated else "–"
+        mean, final = (float(np.mean([losses(told)[last] for told in found])) for last in (0, 1))
         lines.append(
-            f"| {peer} | {tokens:,.0f} | {targets:,.0f} | {against} | {efficiency:.2f} | {stated} | "
-            f"{tokens * work_per_token / machine.matmul:.2f} | {memory:,.0f} MB | {first:.1f} s | {loss:.4f} |"
+            f"| {peer} | {tokens:,.0f} | {targets:,.0f} | {_against(rounds['ours'], tellings)} | {efficiency:.2f} | "
+            f"{of_stated} | {tokens * work_per_token / best:.2f} | {memory:,.0f} MB | {first:.1f} s | {mean:.4f} | "
+            f"{final:.4f} |"
         )
-    return lines
+    return [*lines, *missing(rounds)]
+
+
+def losses(told: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the mean loss of the updates that are counted, and of the last of them.
+
+    Where a peer goes from long rows to short ones the last are of other rows than the others': the first says more.
+    """
+    counted = told["losses"][told["warm"] :]
+    return float(np.mean(counted)), float(np.mean(counted[-LAST:]))
+
+
+def missing(rounds: Rounds) -> list[str]:
+    """Return a line for each peer that was not measured in as many rounds as others were."""
+    most = max(map(len, rounds.values()), default=0)
+    lines = []
+    for peer, tellings in rounds.items():
+        measured = sum(told is not None for told in tellings)
+        if measured < len(tellings):
+            lines.append(f"{peer}: failed, measured in {measured} of {most} rounds.")
+        elif measured < most or not most:
+            lines.append(f"{peer}: for want of time, measured in {measured} of {most} rounds.")
+    return ["", *lines] if lines else []
+
+
+def _best_matmul(rounds: Rounds) -> float:
+    found = [told["matmul"] for tellings in rounds.values() for told in tellings if told is not None]
+    return float(np.median(found)) if found else float("nan")
+
+
+def _against(ours: Sequence[Told], tellings: Sequence[Told]) -> str:
+    pairs = [(speed(one), speed(told)) for one, told in zip(ours, tellings, strict=False) if one and told]
+    if not pairs:
+        return "–"
+    median, low, high = ratio(*zip(*pairs, strict=True))
+    return f"{median:.2f} ({low:.2f} to {high:.2f})" if len(pairs) > 2 else f"{median:.2f}"

@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare.meter import Meter
+from benchmarks.compare.work import best_matmul
 from benchmarks.compare.workloads import RATE, Workload, config, model_folder, write_rows
 
 FILE = "workload.json"
+CACHE_OF = {
+    "raw": "ours", "trainer_tuned": "trainer", "trainer_fp32": "trainer", "usual": "trainer", "trl_tuned": "trl",
+}  # fmt: skip
+"""Who else keeps the same from one start to the next: rows as they are encoded."""
 Peer = Callable[[Workload, Path, Meter], None]
 
 
@@ -40,7 +45,7 @@ def ours(work: Workload, folder: Path, meter: Meter, *, compiled: bool = False) 
 
     def timed(self: update.Learner, number: int, batch: Any) -> update.Report:
         found = real(self, number, batch)
-        meter.losses.append(found.loss / found.targets)
+        meter.lose(found.loss / found.targets)
         meter.saw(batch.tokens, batch.tokens if padding_free(self.model) else batch.computed, found.targets)
         meter.tick()
         meter.told["parts"] = len(batch.parts)
@@ -68,6 +73,7 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
     """A loop in plain PyTorch over our batches: what our own loop costs beside it."""
     import torch
 
+    from train import dropout
     from train.config import validate
     from train.hardware import seed_dropout
     from train.ingredients import read
@@ -78,6 +84,7 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
         ingredients = read(settings)
     batches, _ = plan_batches(settings, ingredients)
     model: Any = ingredients.model
+    dropout.enable(model)  # as a run's: the same draws, at the same cost
     model.train()
     device = next(model.parameters()).device
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -97,7 +104,7 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        meter.losses.append(total / batch.targets)
+        meter.lose(total / batch.targets)
         meter.saw(batch.tokens, batch.tokens if padding_free(model) else batch.computed, batch.targets)
         meter.tick()
     meter.told["parts"] = len(batch.parts)
@@ -130,12 +137,17 @@ def _classifier(work: Workload, folder: Path) -> Any:
 
 
 def counting(trainer: Any, meter: Meter) -> Any:
-    """Return this class of Trainer with the meter in it; it sees each micro-batch where it is learned."""
+    """Return this class of Trainer with the meter in it; it sees each micro-batch where it is learned.
+
+    The loss is what Trainer adds up itself: kept here and not read, which would cost it what it was told not to do.
+    """
 
     class Counting(trainer):  # type: ignore[misc]
         def training_step(self, model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
             meter.saw(*counts(inputs))
-            return super().training_step(model, inputs, *others, **named)
+            loss = super().training_step(model, inputs, *others, **named)
+            meter.lose(loss)
+            return loss
 
     return Counting
 
@@ -185,7 +197,6 @@ def _trainer(work: Workload, folder: Path, meter: Meter, *, parts: int = 1, **sw
             data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer,
         )  # fmt: skip
         trainer.train()
-        meter.losses.append(trainer.state.log_history[-1]["train_loss"])
         meter.told["switches"] = {"parts": str(parts), **{name: str(value) for name, value in switches.items()}}
 
 
@@ -248,7 +259,7 @@ def usual(work: Workload, folder: Path, meter: Meter) -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        meter.losses.append(loss.item())
+        meter.lose(loss.detach())
         meter.saw(*counts(batch))
         meter.tick()
         if len(meter.ticks) == work.updates:
@@ -268,7 +279,7 @@ def main() -> None:
     work = Workload(**json.loads((folder / FILE).read_text(encoding="utf-8")))
     meter = Meter(work.warm, work.updates)
     peers()[name](work, folder, meter)
-    meter.report()
+    meter.report(best_matmul(work.precision))
 
 
 def hand_over(work: Workload, folder: Path) -> None:

@@ -56,7 +56,6 @@ def _train(work: Workload, folder: Path, meter: Meter, *, tuned: bool, **switche
             processing_class=AutoTokenizer.from_pretrained(place),  # type: ignore[no-untyped-call]
         )  # fmt: skip
         trainer.train()
-    meter.losses.append(trainer.state.log_history[-1]["train_loss"])
     meter.told["switches"] = {name: str(value) for name, value in switches.items()}
     meter.told["parts"] = arguments.gradient_accumulation_steps
 
