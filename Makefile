@@ -4,12 +4,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install quickstart test test-whole-runs test-deepspeed test-slow lint types schema clean
+.PHONY: help install quickstart test test-whole-runs test-deepspeed test-benchmarks test-slow lint types schema clean
 
 help:
 	@echo "make quickstart   install, then fine-tune a pretrained model on the shipped reviews (CPU, minutes)"
 	@echo "make test         install, then all fast tests, minutes"
-	@echo "make test-whole-runs test-deepspeed test-slow   several processes, kills, a cluster; DeepSpeed; long campaigns"
+	@echo "make test-whole-runs test-deepspeed test-benchmarks test-slow"
+	@echo "                  several processes, kills, a cluster; DeepSpeed; the bench with TRL, minutes; long campaigns"
 	@echo "make lint types   ruff; mypy"
 
 install: $(VENV)/installed
@@ -37,6 +38,15 @@ test-deepspeed: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deepspeed]'
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_strategies.py -k zero -m 'not slow'; code=$$?; \
 	$(BIN)/python -m pip uninstall --quiet --yes deepspeed; exit $$code
+
+# The bench end to end at toy size, TRL among the peers, which is there for as long as this takes, unless it was before.
+BENCH_PEERS := liger-kernel matplotlib trl
+test-benchmarks: install
+	before=$$($(BIN)/python -m pip freeze --disable-pip-version-check); \
+	added=$$(for each in $(BENCH_PEERS); do echo "$$before" | grep -qi "^$$each==" || echo $$each; done); \
+	code=0; $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[benchmarks]' || code=$$?; \
+	[ $$code != 0 ] || HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/test_compare.py -m slow || code=$$?; \
+	[ -z "$$added" ] || $(BIN)/python -m pip uninstall --quiet --yes $$added; exit $$code
 
 test-slow: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow

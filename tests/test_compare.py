@@ -268,7 +268,15 @@ def learn(tmp_path: Path, *chosen: str) -> tuple[dict[str, dict[str, Any]], str]
 
 
 @pytest.mark.whole_run
-@pytest.mark.parametrize("name", ["toy", pytest.param("toy-modernbert", marks=pytest.mark.slow)])
+def test_ours_and_peers_end_to_end(tmp_path: Path) -> None:
+    """One toy workload with what is installed anyway; in fp32 the plain loop's losses are ours, bit for bit."""
+    told, table = learn(tmp_path, "toy", "--peers", "ours", "raw", "trainer_tuned")
+    assert set(told) == {"ours", "raw", "trainer_tuned"} and "| trainer_tuned |" in table
+    assert told["ours"]["losses"] == told["raw"]["losses"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["toy", "toy-modernbert"])
 def test_all_peers_learn_the_same_rows(name: str, tmp_path: Path) -> None:
     told, table = learn(tmp_path, name)
     exact = WORKLOADS[name].precision == "fp32"

@@ -105,8 +105,8 @@ WORKLOADS: dict[str, Workload] = {
         Workload("imdb-minilm", "cpu", "imdb", "minilm", 32, 8, warm=2, parts=16, size=800),
         Workload("sst2-bert-base", "cpu", "sst2", "bert-base", 32, 52, warm=2, size=6400),
         Workload(
-            "chat-small-llama", "cpu", "chat", "small-llama", 8, 22, warm=2, task="chat", conversations=20, parts=5,
-            size=1600,
+            "chat-small-llama", "cpu", "chat", "small-llama", 4, 22, warm=2, task="chat", conversations=10, parts=5,
+            size=800,
         ),
         Workload("chat-llama-1b", model="llama-1b", task="chat", **EIGHT),  # type: ignore[arg-type]
         Workload("chat-llama-1b-lora", model="llama-1b", task="chat", rank=16, **EIGHT),  # type: ignore[arg-type]
