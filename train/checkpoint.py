@@ -190,6 +190,8 @@ class Checkpoints:
             self.learned.load(self.path(update))
         except ValueError as error:
             reason = str(error).strip().splitlines()[0]
+            if isinstance(error, shards.FormerError):
+                raise self._of_another_version(update, reason) from error
             raise UserError(
                 f"{self.path(update)}: this checkpoint is not of the model or optimizer that the config names "
                 f"({reason}). Give them back, or choose another output folder"

@@ -31,6 +31,13 @@ WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 AVERAGES = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 """What optimizers remember in a type of their own."""
 
+FORMER = ("exp_avg_scale", "exp_avg_sq_scale")
+"""What was remembered beside averages in 8 bits when their codes meant something else."""
+
+
+class FormerError(ValueError):
+    """Another version of this program wrote it, in a way that this one does not read."""
+
 
 def plain(name: str) -> str:
     """Return the name of a parameter as the model has it before anything is wrapped around its parts."""
@@ -136,6 +143,8 @@ def compare(stored: Mapping[str, tuple[torch.Size, torch.dtype]], here: Mapping[
 
 def compare_type(entry: str, stored: torch.dtype, here: torch.dtype) -> None:
     """Raise `ValueError` where an average of an optimizer is stored in another type than it has here."""
+    if entry.rpartition(".")[2] in FORMER:
+        raise FormerError(f"{entry}: averages in 8 bits were rounded in another way")
     if entry.rpartition(".")[2] in AVERAGES and stored != here:
         raise ValueError(f"{entry} is {stored} there and {here} here: see optim.states")
 
