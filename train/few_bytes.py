@@ -42,7 +42,7 @@ class AdamW(torch.optim.AdamW):
     8 bits: see `to_8bit`. Of the mean of squares, which divides, the least root is 2**-15.5 of its block's largest or
     more, and of the mean of gradients the first step from 0 is 2**-17 of the largest or less: so what is rounded up
     from nearly 0 moves a weight by about a third of what the block's fastest is moved by, at most, and soon fades. Both
-    means are kept exactly on average; the squares' with a deviation of 20 %, so that steps are 1.5 % longer.
+    means are kept exactly on average. The squares' deviates by about 20 %, so that steps are about 1.5 % longer.
 
     `grad_scale` and `found_inf` are those of fused kernels: where there is a 1, nothing changes. Parameters are whole
     and contiguous, and each group has the number of the `update`.
