@@ -166,8 +166,8 @@ def keep_memory(size: int) -> None:
     """Let the C library keep the memory of one update for the next, as PyTorch does on GPUs, for a small model.
 
     Otherwise it returns every tensor of more than 32 MB, and the system clears each page anew: of MiniLM's update on
-    SST-2, 6 %, of BERT-base's 10 %. size: of the model, in bytes. Until what is kept suffices, it may be some times the largest tensor:
-    too much where that is large, and there the products take the time.
+    SST-2, 6 %, of BERT-base's 10 %. size: of the model, in bytes. Until what is kept suffices, it may be some times the
+    largest tensor: too much where that is large, and there the products take the time.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
