@@ -31,7 +31,7 @@ class Dropout(nn.Dropout):
 
 
 def enable(model: nn.Module) -> None:
-    """Let the dropout of a model draw so, if it is on a CPU. Not for layers that are compiled."""
+    """Let the dropout of a model draw so, if it is on a CPU; compiled or not, the same units are dropped."""
     cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     for module in model.modules() if cpu else ():
         if type(module) is nn.Dropout and not module.inplace:

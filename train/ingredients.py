@@ -110,8 +110,7 @@ def read(config: RunConfig) -> Ingredients:
     task.initialize(model, new if config.model.path else [name for name, _ in model.named_parameters()], splits)
     if config.adapter:
         model = adapter.attach(model, config.adapter, new, ids(tokenizer), config.seed, config.model)
-    if not config.compile:
-        dropout.enable(model)
+    dropout.enable(model)
     return Ingredients(
         accelerator, precision, tokenizer, model, new, task, splits, max_length, streams, enabled(model), padded
     )

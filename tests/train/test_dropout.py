@@ -114,14 +114,14 @@ def test_what_is_enabled() -> None:
     assert type(elsewhere[1]) is nn.Dropout
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])  # compiled or not, the same units are dropped
 @pytest.mark.parametrize("adapter", [None, {"rank": 2, "dropout": 0.1}])
 def test_all_models_of_runs_draw_so(
     adapter: Any, compiled: bool, make_config: Callable[..., dict[str, Any]], tiny_decoder: str
 ) -> None:
-    """Decoders too, and what an adapter drops; but for layers that a compiler makes one kernel of."""
+    """Decoders too, and what an adapter drops."""
     config = make_config(task={"name": "causal_lm"}, adapter=adapter, compile=compiled)
     config["model"] = {"path": tiny_decoder}
     model = ingredients.read(validate(config, "test")).model
     kinds = [type(module) for module in model.modules() if isinstance(module, nn.Dropout)]
-    assert len(kinds) > 3 and set(kinds) == {nn.Dropout if compiled else dropout.Dropout}
+    assert len(kinds) > 3 and set(kinds) == {dropout.Dropout}
