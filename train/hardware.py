@@ -48,14 +48,16 @@ def build_accelerator(precision: str, timeout: float = 600.0) -> tuple[Accelerat
         _check_fp8(cpu=cpu)
     network.choose_interface()
     threads = _threads() if cpu else 0
-    if not cpu:
+    if cpu:
+        torch.set_num_threads(threads)
+    else:
         _choose_kernels()
     # buffers are the same everywhere, and to send them would make an update's first forward pass a collective
     reduction = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout + 30))
     mixed = chosen if chosen in ("bf16", "fp16", "fp8") else "no"
     accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[reduction, group])
-    if cpu:  # only now: under srun or mpirun Accelerate sets a share of the whole machine, which may not all be ours
+    if cpu and torch.get_num_threads() != threads:  # under srun or mpirun Accelerate sets a share of the whole machine
         torch.set_num_threads(threads)
     return accelerator, chosen
 
