@@ -44,12 +44,20 @@ def check(model: nn.Module, *, isolated: bool, remedy: str = _proof.REMEDY) -> N
     _proof.prove_causal(model)
     if not isolated:
         return
-    if documents.enable(model):
-        try:
-            return _proof.prove_isolated(model, remedy)
-        except UserError:
-            documents.disable(model)
-    _proof.prove_isolated(model, remedy)
+    if not by_documents(model):
+        _proof.prove_isolated(model, remedy)
+
+
+def by_documents(model: nn.Module) -> bool:
+    """Let a model attend by documents, if it can and keeps them apart; return whether."""
+    if not documents.enable(model):
+        return False
+    try:
+        _proof.prove_isolated(model)
+    except UserError:
+        documents.disable(model)
+        return False
+    return True
 
 
 def loss(model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:

@@ -11,9 +11,8 @@ import numpy as np
 
 from data.collate import mask, pad
 from data.encoded import Features
-from data.errors import UserError
 from train import documents
-from train.tasks import _proof
+from train.tasks import _packed, _proof
 from train.tasks._losses import token_losses
 from train.tasks.base import IGNORED
 
@@ -33,11 +32,7 @@ def check(model: nn.Module) -> None:
 
     output_layer.enable(model)
     _proof.prove_causal(model)
-    if documents.enable(model):
-        try:
-            _proof.prove_isolated(model)
-        except UserError:
-            documents.disable(model)
+    _packed.by_documents(model)
 
 
 def collated(features: Features, padding: int, *, whole: bool) -> dict[str, Tensor]:
