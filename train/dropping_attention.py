@@ -33,7 +33,7 @@ class Places:
 def attend(
     places: Places, tensors: list[Tensor], masks: list[Tensor | None], probability: float, scale: float
 ) -> Tensor:
-    """Queries, keys and values, (N, d) each → (N, d).
+    """Queries, keys and values, (M, d) each → (M, d): of N tokens, and 0 after them.
 
     masks: of each group, what is added to its scores, (R or 1, W or 1, W): -inf where a query is not to see a key, as
     none is to see a place without a token; None where all see all. Dropout draws from PyTorch's generator, once for all
@@ -49,7 +49,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor,
         places: Places, masks: list[Tensor | None], probability: float, scale: float,
     ) -> Tensor:  # fmt: skip
-        """(N, d) each → (N, d)."""
+        """(M, d) each → (M, d)."""
         moved = [each.index_select(0, places.there) for each in (query, key, value)]
         noise = draws.noise((sum(rows * width**2 for rows, width in places.shapes),), probability, query.dtype)
         found = torch.empty_like(moved[2])
@@ -62,12 +62,12 @@ class _Attention(torch.autograd.Function):
             probabilities.append(probable)
         ctx.save_for_backward(*moved, noise, *probabilities)
         ctx.places, ctx.scale = places, scale
-        return found.index_select(0, places.back)
+        return _back(found, places, len(query))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        """(N, d) → the gradients of query, key and value, (N, d) each."""
+        """(M, d) → the gradients of query, key and value, (M, d) each."""
         query, key, value, noise, *probabilities = ctx.saved_tensors
         places: Places = ctx.places
         of_found = gradient.index_select(0, places.there).index_fill_(0, places.empty, 0)
@@ -82,7 +82,15 @@ class _Attention(torch.autograd.Function):
             of_scores.mul_(ctx.scale)
             torch.bmm(of_scores, keys, out=of_queries)
             torch.bmm(of_scores.mT, queries, out=of_keys)
-        return (*(each.index_select(0, places.back) for each in gradients), None, None, None, None)
+        return (*(_back(each, places, len(gradient)) for each in gradients), None, None, None, None)
+
+
+def _back(tensor: Tensor, places: Places, size: int) -> Tensor:
+    """(P, d) → (M, d)."""
+    found, count = tensor.new_empty(size, tensor.shape[1]), len(places.back)
+    torch.index_select(tensor, 0, places.back, out=found[:count])
+    found[count:].zero_()
+    return found
 
 
 def _groups(tensor: Tensor, places: Places) -> list[Tensor]:

@@ -248,8 +248,7 @@ def _attention(
     if layout.groups is not None and row_attention.can(query, key, attention_mask, options):
         assert attention_mask is not None
         chosen = {"dropout": options.get("dropout", 0.0), "scaling": options.get("scaling")}
-        query, key, value = (each[:, :, : len(layout.places)] for each in (query, key, value))
-        return layout.filled(row_attention.attend(layout.groups, query, key, value, attention_mask, **chosen)), None
+        return row_attention.attend(layout.groups, query, key, value, attention_mask, **chosen), None
     query, key, value = (layout.padded(each.transpose(1, 2)).transpose(1, 2) for each in (query, key, value))
     found, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return layout.flat(found), None

@@ -134,7 +134,10 @@ def can(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, Any]
 def attend(
     groups: Groups, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, dropout: float, scaling: float | None
 ) -> Tensor:
-    """(1, heads, N, d) each, and which tokens of a row see which, bool (B, heads or 1, T, T) → (1, N, heads, d)."""
+    """(1, heads, M, d) each, and which tokens of a row see which, bool (B, heads or 1, T, T) → (1, M, heads, d).
+
+    After the N tokens of the groups there may be others, of which 0 is found.
+    """
     heads, size = query.shape[1], value.shape[3]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     places, seen = groups.places(heads), groups.masks(mask)
@@ -147,6 +150,8 @@ def attend(
         with torch.autocast("cpu", enabled=False):
             found = dropping_attention.attend(places, tensors, hidden, dropout, scale)
         return found.to(dtype).view(1, -1, heads, size)
+    count, more = len(places.back), len(tensors[0]) - len(places.back)
+    tensors = [each[:count] for each in tensors]
     sizes = [rows * width for rows, width in places.shapes]
     shapes = [(rows // heads, heads, width, -1) for rows, width in places.shapes]
     queries, keys, values = (
@@ -157,11 +162,12 @@ def attend(
         functional.scaled_dot_product_attention(*each[:3], attn_mask=each[3], scale=scale).reshape(-1, size)
         for each in zip(queries, keys, values, seen, strict=True)
     ]
-    return _moved(torch.cat(parts), places.back, places.there, places.empty).view(1, -1, heads, size)
+    found = _moved(torch.cat(parts), places.back, places.there, places.empty)
+    return functional.pad(found, (0, 0, 0, more)).view(1, -1, heads, size)
 
 
 def _tokens(tensor: Tensor) -> Tensor:
-    """(1, heads, N, d) → (N x heads, d), which the projection has left so in memory."""
+    """(1, heads, M, d) → (M x heads, d), which the projection has left so in memory."""
     return tensor.squeeze(0).transpose(0, 1).flatten(0, 1)
 
 
