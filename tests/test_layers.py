@@ -102,6 +102,8 @@ LAYERS: dict[str, float] = {
     "train.metrics": 1,
     "train.model": 1,
     "train.few_bytes": 0.5,
+    "train.halves": 0,
+    "train.adamw": 0.5,
     "train.optim": 1,
     "train.shard_writer": 0.5,
     "train.background": 0.5,

@@ -89,5 +89,7 @@ def norm(gradients: list[Tensor]) -> Tensor:
     """
     if any(gradient.device.type != "cpu" for gradient in gradients):
         return nn.utils.get_total_norm(gradients)
-    rows = [torch.linalg.vector_norm(gradient, dim=-1).flatten() for gradient in gradients]
+    wide = [torch.promote_types(gradient.dtype, torch.float32) for gradient in gradients]
+    pairs = zip(gradients, wide, strict=True)
+    rows = [torch.linalg.vector_norm(gradient, dim=-1, dtype=dtype).flatten() for gradient, dtype in pairs]
     return torch.linalg.vector_norm(torch.cat(rows)) if rows else torch.zeros(())

@@ -119,7 +119,9 @@ def build_optimizer(
         from train import few_bytes
 
         return few_bytes.AdamW(groups, settings.states, seed, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+    from train.adamw import AdamW
+
+    return AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
 def rate(settings: OptimConfig, updates: int, warmup: int, decay: int) -> Callable[[int], float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +15,9 @@ from torch import nn
 
 from data.errors import UserError
 from train import gradients, shards, zero
+from train.adamw import AdamW
 from train.gradients import Tables, sparse_tables
+from train.halves import Halves
 from train.layers import named_layers
 
 if TYPE_CHECKING:
@@ -89,10 +91,13 @@ class Prepared:
     model: nn.Module
     optimizer: Any
     tables: Tables = field(default_factory=Tables)
+    halves: Halves = field(default_factory=Halves)
 
-    def part(self, *, last: bool) -> AbstractContextManager[None]:
+    @contextmanager
+    def part(self, *, last: bool) -> Iterator[None]:
         """See `Strategy`."""
-        return nullcontext() if last else self.accelerator.no_sync(self.model)
+        with nullcontext() if last else self.accelerator.no_sync(self.model), self.halves.micro_batch(only=last):
+            yield
 
     @property
     def net(self) -> nn.Module:
@@ -105,7 +110,7 @@ class Prepared:
     @property
     def shares_out(self) -> bool:
         """See `Strategy`."""
-        return any(hasattr(parameter, "full_tensor") for parameter in self.model.parameters())
+        return any(hasattr(parameter, "full_tensor") for parameter in self._learning)
 
     @property
     def copies(self) -> bool:
@@ -121,11 +126,10 @@ class Prepared:
         last bits from one that went on. So it would with a static graph, whatever is settled before (torch 2.13, four
         processes): DDP is not told that it has one.
         """
-        learning = [parameter for group in self._kernels.param_groups for parameter in group["params"]]
-        if self._kernels.state and self._kernels.state.keys() != set(learning):  # SGD's momentum, of zeros
+        if self._kernels.state and self._kernels.state.keys() != set(self._learning):  # SGD's momentum, of zeros
             keys = {key for state in self._kernels.state.values() for key in state}
             self._kernels.state.clear()
-            self._kernels.state.update({each: {key: torch.zeros_like(each) for key in keys} for each in learning})
+            self._kernels.state.update({each: {key: torch.zeros_like(each) for key in keys} for each in self._learning})
         if self.accelerator.num_processes > 2 and isinstance(self.model, nn.parallel.DistributedDataParallel):
             self.accelerator.backward(nothing())
             self.model.zero_grad()
@@ -163,7 +167,7 @@ class Prepared:
         So they pass through memory once less: of MiniLM's update on SST-2 on two cores, 2 %. The kernels take what to
         divide by in fp32 alone, and in fp16 it is the scale of the loss.
         """
-        every = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        every = self._learning
         if self.shares_out or self.accelerator.scaler is not None or any(each.dtype != torch.float32 for each in every):
             every = list(self.model.parameters())  # as Accelerate knows them: others it would unscale twice
             return whole(self.accelerator.clip_grad_norm_(every, max_grad_norm or torch.inf)), None
@@ -183,6 +187,10 @@ class Prepared:
         """See `Strategy`."""
         shards.load(self.model_tensors(only_what_learns=only_what_learns), model)
         shards.load_optimizer(self._kernels, self.net, optimizer)
+
+    @property
+    def _learning(self) -> list[nn.Parameter]:
+        return [parameter for group in self._kernels.param_groups for parameter in group["params"]]
 
     @property
     def _kernels(self) -> Any:
@@ -264,8 +272,10 @@ def prepare(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)  # Accelerate knows no other name yet
         prepared = Prepared(accelerator, *accelerator.prepare(model, optimizer))
-    alone = accelerator.distributed_type.value == "NO"
-    return replace(prepared, tables=sparse_tables(model)) if alone else prepared
+    if accelerator.distributed_type.value != "NO":
+        return prepared
+    halves = optimizer.round_weights(model) if precision == "bf16" and isinstance(optimizer, AdamW) else Halves()
+    return replace(prepared, tables=sparse_tables(model), halves=halves)
 
 
 def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) -> None:
