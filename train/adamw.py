@@ -1,13 +1,16 @@
-"""AdamW where weights are kept rounded beside those in fp32 (see `halves`): piece by piece, from cache to cache."""
+"""AdamW on CPUs: gradients of weights in bf16, of tables of embeddings as rows; piece by piece, from cache to cache."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from train.gradients import Tables, sparse_tables
 from train.halves import Halves, keep
 
 PIECE = 2**20
@@ -15,20 +18,21 @@ PIECE = 2**20
 
 
 class AdamW(torch.optim.AdamW):
-    """PyTorch's fused AdamW; but gradients of weights that are kept rounded may be in bf16.
+    """PyTorch's fused AdamW, which may be told of weights that are kept rounded, and of tables whose rows are touched.
 
-    They are made fp32 a piece at a time, and weights are rounded while the piece is at hand. The numbers are the same.
+    Gradients are made fp32 and whole for a piece at a time, and weights are rounded while the piece is at hand. The
+    numbers are the same.
     """
 
     def __init__(self, groups: Any, **settings: Any) -> None:
         super().__init__(groups, fused=True, **settings)
-        self.halves = Halves()
+        self.halves, self._tables = Halves(), Tables()
         self._arranged: dict[int, tuple[list[int], list[Bundle]]] = {}
 
-    def round_weights(self, model: nn.Module) -> Halves:
-        """From now on round the weights of a model's linear layers as they move, where that can be; return them."""
-        self.halves = keep(model)
-        return self.halves
+    def take(self, model: nn.Module, *, rounded: bool) -> tuple[Tables, Halves]:
+        """From now on take the gradients of a model's large tables by rows, and, if asked for, keep weights rounded."""
+        self._tables, self.halves = sparse_tables(model, by_rows=True), keep(model) if rounded else Halves()
+        return self._tables, self.halves
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -37,7 +41,7 @@ class AdamW(torch.optim.AdamW):
         `grad_scale` and `found_inf`, which are set from outside, are what PyTorch's kernels know: by what gradients are
         divided, and 1 where nothing is to move.
         """
-        if not self.halves.kept:
+        if not self.halves.kept and not self._tables.touched:
             return super().step(closure)
         told = vars(self)
         for number, group in enumerate(self.param_groups):
@@ -52,8 +56,7 @@ class AdamW(torch.optim.AdamW):
                     weight_decay=group["weight_decay"], amsgrad=False, maximize=False,
                     grad_scale=told.get("grad_scale"), found_inf=told["found_inf"],
                 )  # fmt: skip
-                if bundle.rounded:
-                    torch._foreach_copy_(bundle.rounded, bundle.values)
+                bundle.moved()
         return None
 
     def _remembered(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -67,6 +70,7 @@ class AdamW(torch.optim.AdamW):
         """Return what of a group is moved at once; arranged anew where anything is elsewhere in memory than it was."""
         held = [each.data_ptr() for parameter in moving for each in (parameter, *self.state[parameter].values())]
         held += [rounded.data_ptr() for each in moving if (rounded := self.halves.rounded(each)) is not None]
+        held += [id(table) for table in self._tables.touched]
         known, bundles = self._arranged.get(number, ([], []))
         if known != held:
             bundles = list(self._arrange(moving))
@@ -74,53 +78,127 @@ class AdamW(torch.optim.AdamW):
         return bundles
 
     def _arrange(self, moving: list[nn.Parameter]) -> Iterator[Bundle]:
-        """Yield pieces of large weights that are kept rounded, and small ones together; all else in one."""
-        room = torch.empty(PIECE)
+        """Yield pieces of tables and of large weights that are kept rounded, small ones together; all else at once."""
+        room, zeros = torch.empty(PIECE), torch.zeros(PIECE)
         others, some = Bundle(), Bundle()
         for parameter in moving:
             state, rounded = self.state[parameter], self.halves.rounded(parameter)
             held = [parameter.detach(), state["exp_avg"], state["exp_avg_sq"]]
-            if rounded is None:
-                others.add(parameter, None, held, state["step"])
-                continue
-            flat = [each.view(-1) for each in (*held, rounded)]
-            for first in range(0, parameter.numel(), PIECE):
-                part = slice(first, min(first + PIECE, parameter.numel()))
-                if some.size + part.stop - first > PIECE:
-                    yield some
-                    some = Bundle()
-                some.add(parameter, part, [each[part] for each in flat], state["step"], room)
+            if parameter in self._tables.touched:
+                for first, rows in _parts(len(parameter), PIECE // parameter.shape[1]):
+                    piece = Bundle()
+                    values = held[0][rows]
+                    clear = zeros[: values.numel()].view_as(values)
+                    piece.add([each[rows] for each in held], state["step"], Rows(parameter, self._tables, first, clear))
+                    yield piece
+            elif rounded is None:
+                others.add(held, state["step"], Whole(parameter))
+            else:
+                flat = [each.view(-1) for each in (*held, rounded)]
+                for _, part in _parts(parameter.numel(), PIECE):
+                    size = len(flat[0][part])
+                    if some.size + size > PIECE:
+                        yield some
+                        some = Bundle()
+                    wide = room[some.size : some.size + size]
+                    some.add([each[part] for each in flat], state["step"], Part(parameter, part, wide))
         yield from (each for each in (some, others) if each.values)
 
 
+def _parts(size: int, at_once: int) -> Iterator[tuple[int, slice]]:
+    """Yield where each part begins, and the part."""
+    for first in range(0, size, at_once):
+        yield first, slice(first, min(first + at_once, size))
+
+
+class Source(Protocol):
+    """Where the gradient of a piece comes from."""
+
+    def gradient(self) -> Tensor:
+        """Return it in fp32."""
+
+    def moved(self) -> None:
+        """Afterwards: leave its memory to the next piece."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """That of a whole parameter, as it is."""
+
+    parameter: nn.Parameter
+
+    def gradient(self) -> Tensor:
+        """See `Source`."""
+        return cast("Tensor", self.parameter.grad)
+
+    def moved(self) -> None:
+        """See `Source`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """That of a part, perhaps in bf16, which is made fp32 in room for it."""
+
+    parameter: nn.Parameter
+    part: slice
+    room: Tensor
+
+    def gradient(self) -> Tensor:
+        """See `Source`."""
+        grad = cast("Tensor", self.parameter.grad).reshape(-1)[self.part]
+        return grad if grad.dtype == self.room.dtype else self.room.copy_(grad)
+
+    def moved(self) -> None:
+        """See `Source`."""
+
+
+@dataclass
+class Rows:
+    """That of some rows of a table, those touched put among zeros."""
+
+    table: nn.Parameter
+    tables: Tables
+    first: int
+    zeros: Tensor
+    places: Tensor | None = None
+
+    def gradient(self) -> Tensor:
+        """See `Source`."""
+        rows, values = self.tables.touched[self.table]
+        begin, end = np.searchsorted(rows.numpy(), [self.first, self.first + len(self.zeros)])
+        self.places = rows[begin:end] - self.first
+        return self.zeros.index_copy_(0, self.places, values[begin:end])
+
+    def moved(self) -> None:
+        """See `Source`. Also what is not a number."""
+        if self.places is not None:
+            self.zeros.index_fill_(0, self.places, 0)
+
+
 class Bundle:
-    """Parameters, or parts of them, that are moved at once."""
+    """Parameters, or pieces of them, that are moved at once."""
 
     def __init__(self) -> None:
         self.size = 0
         """Numbers."""
-        self.values, self.averages, self.squares, self.steps, self.rounded = (list[Tensor]() for _ in range(5))
-        self._sources = list[tuple[nn.Parameter, slice | None, Tensor | None]]()
+        self.values, self.averages, self.squares, self.rounded, self.steps = (list[Tensor]() for _ in range(5))
+        self.sources = list[Source]()
 
-    def add(
-        self, parameter: nn.Parameter, part: slice | None, held: list[Tensor], step: Tensor, room: Tensor | None = None
-    ) -> None:
-        """held: values, averages, squares and, where kept, what is rounded, of this part; None: all, as it is."""
-        wide = None if room is None else room[self.size : self.size + len(held[0])]
-        self._sources.append((parameter, part, wide))
-        self.size += held[0].numel()
-        self.steps.append(step)
+    def add(self, held: list[Tensor], step: Tensor, source: Source) -> None:
+        """held: values, averages, squares and, where kept, what is rounded."""
         for members, tensor in zip((self.values, self.averages, self.squares, self.rounded), held, strict=False):
             members.append(tensor)
+        self.steps.append(step)
+        self.sources.append(source)
+        self.size += held[0].numel()
 
     def gradients(self) -> list[Tensor]:
-        """Return them in fp32. Each bundle's lie in the same room."""
-        found = list[Any]()
-        for parameter, part, wide in self._sources:
-            grad = parameter.grad
-            if wide is not None:
-                assert grad is not None
-                grad = grad.reshape(-1)[part]
-                grad = grad if grad.dtype == wide.dtype else wide.copy_(grad)
-            found.append(grad)
-        return found
+        """Return them in fp32, where those of the bundle before were."""
+        return [source.gradient() for source in self.sources]
+
+    def moved(self) -> None:
+        """Round what has moved, where it is kept rounded."""
+        if self.rounded:
+            torch._foreach_copy_(self.rounded, self.values)
+        for source in self.sources:
+            source.moved()

@@ -170,7 +170,7 @@ class Prepared:
         every = self._learning
         if self.shares_out or self.accelerator.scaler is not None or any(each.dtype != torch.float32 for each in every):
             every = list(self.model.parameters())  # as Accelerate knows them: others it would unscale twice
-            return whole(self.accelerator.clip_grad_norm_(every, max_grad_norm or torch.inf)), None
+            return gradients.whole(self.accelerator.clip_grad_norm_(every, max_grad_norm or torch.inf)), None
         parts = [self.tables.part(parameter) for parameter in every]
         norm = gradients.norm([part for part in parts if part is not None])
         return norm, None if max_grad_norm is None else ((norm + 1e-6) / max_grad_norm).clamp(min=1.0)
@@ -274,8 +274,10 @@ def prepare(
         prepared = Prepared(accelerator, *accelerator.prepare(model, optimizer))
     if accelerator.distributed_type.value != "NO":
         return prepared
-    halves = optimizer.round_weights(model) if precision == "bf16" and isinstance(optimizer, AdamW) else Halves()
-    return replace(prepared, tables=sparse_tables(model), halves=halves)
+    if not isinstance(optimizer, AdamW):
+        return replace(prepared, tables=sparse_tables(model))
+    tables, halves = optimizer.take(model, rounded=precision == "bf16")
+    return replace(prepared, tables=tables, halves=halves)
 
 
 def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) -> None:
@@ -292,9 +294,3 @@ def _settle_fsdp2(accelerator: Accelerator, model: nn.Module, precision: str) ->
     )
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in named_layers(model)})
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor that may be shared out as an ordinary one; a collective where it is."""
-    gather: Any = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
