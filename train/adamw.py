@@ -1,4 +1,4 @@
-"""AdamW on CPUs: gradients of weights in bf16, of tables of embeddings as rows; piece by piece, from cache to cache."""
+"""AdamW: PyTorch's own, which on CPUs can take gradients in bf16 and as rows, piece by piece, from cache to cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.gradients import Tables, sparse_tables
 from train.halves import Halves, keep
 
 PIECE = 2**20
-"""Numbers of a piece, of each of which AdamW reads or writes 32 bytes; a multiple of what a vector holds."""
+"""Numbers of a piece: 12 MB of values and averages, and 4 MB for the gradient, which the next piece takes again."""
 
 
 class AdamW(torch.optim.AdamW):
@@ -170,7 +170,7 @@ class Rows:
         return self.zeros.index_copy_(0, self.places, values[begin:end])
 
     def moved(self) -> None:
-        """See `Source`. Also what is not a number."""
+        """See `Source`. Rows that are not numbers are cleared too."""
         if self.places is not None:
             self.zeros.index_fill_(0, self.places, 0)
 
@@ -193,7 +193,7 @@ class Bundle:
         self.size += held[0].numel()
 
     def gradients(self) -> list[Tensor]:
-        """Return them in fp32, where those of the bundle before were."""
+        """Return them in fp32. Those that had to be made lie where the bundle before had its own."""
         return [source.gradient() for source in self.sources]
 
     def moved(self) -> None:

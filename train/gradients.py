@@ -23,7 +23,7 @@ class Tables:
     """
 
     zeros: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    """By table; made when they are first needed."""
+    """By table; made when they are first needed, which is never where rows are taken."""
     touched: dict[nn.Parameter, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """Of this update: int64 (R,), which rows, in their order, and their gradients, (R, d)."""
     by_rows: bool = False
@@ -84,7 +84,7 @@ def sparse_tables(model: nn.Module, *, by_rows: bool = False) -> Tables:
 
 def _can(module: nn.Embedding, owners: list[int]) -> bool:
     weight = module.weight
-    plain = module.max_norm is None and not module.scale_grad_by_freq
+    plain = module.max_norm is None and not module.scale_grad_by_freq and weight.is_contiguous()
     return plain and weight.requires_grad and weight.numel() >= LARGE and owners.count(id(weight)) == 1
 
 

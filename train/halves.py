@@ -2,7 +2,11 @@
 
 Autocast rounds them anew in every micro-batch and lets their gradients be fp32 at once, so that all of them pass
 through memory once more in an update. Here an optimizer that knows of them (`adamw`) rounds each piece of the weights
-as it moves it, and reads gradients in bf16. The numbers are the same.
+as it moves it, and reads gradients in bf16. The numbers are the same, but for a weight with which a model works in
+several ways or calls in one micro-batch, whose gradients autocast adds up otherwise.
+
+Who writes to a weight through `.data`, of which PyTorch tells nobody, is seen after the next update only: so it is not
+for models that bring code of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +55,15 @@ class Half:
             self.version = parameter._version
         return self.rounded
 
+    def clear(self) -> None:
+        """Drop a gradient that nobody has collected."""
+        if self.rounded is not None:
+            self.rounded.grad = None
+
+    def __deepcopy__(self, memo: Any) -> Half:
+        """Of a copied parameter, whose versions are counted anew: nothing yet."""
+        return Half()
+
 
 @dataclass(frozen=True)
 class Halves:
@@ -64,21 +77,25 @@ class Halves:
         return None if half is None or half.rounded is None else half.rounded.detach()
 
     @contextmanager
-    def micro_batch(self, *, only: bool) -> Iterator[None]:
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
         """Surround forward and backward pass of a micro-batch, whose gradients are those of the parameters afterwards.
 
-        only: whether no other will follow in this update; then they may stay in bf16, else they are added up in fp32.
+        last: whether no other will follow in this update. Then gradients may stay in bf16; those of several are added
+        up in fp32. Of one that fails nothing stays.
         """
         try:
+            self._clear()
             yield
+            self._collect(last=last)
         except BaseException:
-            for half in self.kept.values():
-                if half.rounded is not None:
-                    half.rounded.grad = None
+            self._clear()
             raise
-        self._collect(only=only)
 
-    def _collect(self, *, only: bool) -> None:
+    def _clear(self) -> None:
+        for half in self.kept.values():
+            half.clear()
+
+    def _collect(self, *, last: bool) -> None:
         for parameter, half in self.kept.items():
             if half.rounded is None or half.rounded.grad is None:
                 continue
@@ -86,30 +103,37 @@ class Halves:
             if parameter.grad is not None:  # of micro-batches before, or of some other use
                 parameter.grad += grad
             else:
-                parameter.grad = grad if only else grad.float()
+                parameter.grad = grad if last else grad.float()
 
 
 def keep(model: nn.Module) -> Halves:
     """Keep the weights of a model's linear layers that learn in fp32 on a CPU, but for those that are others' too.
 
-    Not of a model that is compiled, whose graphs would be made anew in every update.
+    Not of a model that is compiled, whose graphs would be made anew in every update, nor of one with code of its own;
+    and not of an output layer that gives losses (`output_layer`), which has its own way to round.
     """
     modules = list(model.modules())
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in modules):
+    own_code = any(type(module).__module__.startswith("transformers_modules") for module in modules)
+    if own_code or any(getattr(module, "_compiled_call_impl", None) is not None for module in modules):
         return Halves()
     owners = [id(each) for module in modules for each in module.parameters(recurse=False)]
     found: dict[nn.Parameter, Half] = {}
     for module in modules:
-        own = list(module.parameters(recurse=False))
-        if type(module) is nn.Linear and all(_can(each) and owners.count(id(each)) == 1 for each in own):
-            weight, bias = Half(), None if module.bias is None else Half()
-            module.__class__, module.halves = Linear, (weight, bias)  # type: ignore[assignment]
-            found[cast("nn.Parameter", module.weight)] = weight
-            if bias is not None:
-                found[module.bias] = bias
+        own = dict(module.named_parameters(recurse=False))
+        if _linear(module) and all(_can(each) and owners.count(id(each)) == 1 for each in own.values()):
+            layer = cast("Linear", module)
+            layer.__class__, layer.halves = Linear, (Half(), Half() if "bias" in own else None)
+            found.update({each: half for each, half in zip(own.values(), layer.halves, strict=False) if half})
     for parameter in found:
         parameter.grad_dtype = None  # it may have a gradient in bf16
     return Halves(found)
+
+
+def _linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer as PyTorch makes it: no norm of its weight, no mask, no hook that answers for it."""
+    own = [name for name, _ in module.named_parameters(recurse=False)]
+    answered = any(hook.__module__ == "train.output_layer" for hook in module._forward_pre_hooks.values())
+    return type(module) in (nn.Linear, Linear) and own in (["weight"], ["weight", "bias"]) and not answered
 
 
 def _can(parameter: nn.Parameter) -> bool:

@@ -163,7 +163,7 @@ def attend(
         for each in zip(queries, keys, values, seen, strict=True)
     ]
     found = _moved(torch.cat(parts), places.back, places.there, places.empty)
-    return functional.pad(found, (0, 0, 0, more)).view(1, -1, heads, size)
+    return (functional.pad(found, (0, 0, 0, more)) if more else found).view(1, -1, heads, size)
 
 
 def _tokens(tensor: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Strategy(Protocol):
         """Do what must be done once, before anything is loaded or learned. `nothing` computes a loss of zero."""
 
     def part(self, *, last: bool) -> AbstractContextManager[None]:
-        """Return what surrounds forward and backward pass of a micro-batch: gradients meet in the last one alone."""
+        """Return what must surround a micro-batch, forward and backward: gradients meet in the last one alone."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss`, which are averaged over processes when they meet."""
@@ -96,7 +96,7 @@ class Prepared:
     @contextmanager
     def part(self, *, last: bool) -> Iterator[None]:
         """See `Strategy`."""
-        with nullcontext() if last else self.accelerator.no_sync(self.model), self.halves.micro_batch(only=last):
+        with nullcontext() if last else self.accelerator.no_sync(self.model), self.halves.micro_batch(last=last):
             yield
 
     @property

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train import adamw, halves, shards, strategy
+from train import adamw, halves, output_layer, shards, strategy
 from train.optim import OptimConfig, build_optimizer
 
 WIDTH = 24
@@ -193,6 +193,53 @@ def test_a_micro_batch_that_fails_leaves_nothing() -> None:
 )
 def test_who_does_not_know_of_them_is_given_none(settings: OptimConfig, precision: str) -> None:
     assert not prepared(Net(), settings, precision).halves.kept
+
+
+def test_memory_that_does_not_suffice_where_gradients_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The update is made again, and nothing of the first try is in it."""
+    ours, plain = both()
+    ids, failed, really = torch.randint(0, 30, (6, 7)), [], Tensor.float
+
+    def once(tensor: Tensor) -> Tensor:
+        if tensor.dtype == torch.bfloat16 and tensor.dim() == 2 and not failed:
+            failed.append(True)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return really(tensor)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="allocate"):
+        patched.setattr(Tensor, "float", once)
+        learn(ours, ids, cut=2)
+    ours.optimizer.zero_grad()
+    for each in (ours, plain):
+        learn(each, ids, cut=2)
+    assert failed and equal(ours, plain)
+
+
+def test_a_second_time_and_copies_begin_anew() -> None:
+    ours, plain = both()
+    ids = torch.randint(0, 30, (6, 7))
+    for each in (ours, plain):
+        learn(each, ids)
+    copied = copy.deepcopy(ours.net.first)
+    with torch.no_grad():
+        copied.weight.mul_(2)  # type: ignore[operator]
+        expected = functional.linear(torch.ones(1, WIDTH), copied.weight, copied.bias)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.allclose(copied(torch.ones(1, WIDTH)).float(), expected, atol=2e-2)  # type: ignore[operator]
+    assert len(halves.keep(ours.net).kept) == len(ours.halves.kept)
+
+
+def test_not_of_layers_that_are_otherwise() -> None:
+    """Whose weight is made of others, which gives losses, or which is of a model with its own code."""
+    model = Net()
+    nn.utils.parametrizations.weight_norm(model.first)
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model.second)
+    model.last.register_forward_pre_hook(output_layer._before)
+    kept = halves.keep(model).kept
+    assert set(kept) == {*model.often.parameters(), *model.never.parameters()}
+    foreign = type("Foreign", (Net,), {"__module__": "transformers_modules.somebody"})
+    assert not halves.keep(foreign()).kept
 
 
 def test_not_of_what_is_compiled_or_does_not_learn() -> None:
