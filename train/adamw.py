@@ -28,10 +28,12 @@ class AdamW(torch.optim.AdamW):
         super().__init__(groups, fused=True, **settings)
         self.halves, self._tables = Halves(), Tables()
         self._arranged: dict[int, tuple[list[int], list[Bundle]]] = {}
+        self._room, self._zeros = torch.empty(0), torch.empty(0)
 
     def take(self, model: nn.Module, *, rounded: bool) -> tuple[Tables, Halves]:
         """From now on take the gradients of a model's large tables by rows, and, if asked for, keep weights rounded."""
         self._tables, self.halves = sparse_tables(model, by_rows=True), keep(model) if rounded else Halves()
+        self._room, self._zeros = torch.empty(PIECE), torch.zeros(PIECE)  # of all groups, one after the other
         return self._tables, self.halves
 
     @torch.no_grad()
@@ -79,7 +81,6 @@ class AdamW(torch.optim.AdamW):
 
     def _arrange(self, moving: list[nn.Parameter]) -> Iterator[Bundle]:
         """Yield pieces of tables and of large weights that are kept rounded, small ones together; all else at once."""
-        room, zeros = torch.empty(PIECE), torch.zeros(PIECE)
         others, some = Bundle(), Bundle()
         for parameter in moving:
             state, rounded = self.state[parameter], self.halves.rounded(parameter)
@@ -88,7 +89,7 @@ class AdamW(torch.optim.AdamW):
                 for first, rows in _parts(len(parameter), PIECE // parameter.shape[1]):
                     piece = Bundle()
                     values = held[0][rows]
-                    clear = zeros[: values.numel()].view_as(values)
+                    clear = self._zeros[: values.numel()].view_as(values)
                     piece.add([each[rows] for each in held], state["step"], Rows(parameter, self._tables, first, clear))
                     yield piece
             elif rounded is None:
@@ -100,7 +101,7 @@ class AdamW(torch.optim.AdamW):
                     if some.size + size > PIECE:
                         yield some
                         some = Bundle()
-                    wide = room[some.size : some.size + size]
+                    wide = self._room[some.size : some.size + size]
                     some.add([each[part] for each in flat], state["step"], Part(parameter, part, wide))
         yield from (each for each in (some, others) if each.values)
 
