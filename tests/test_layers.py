@@ -102,7 +102,7 @@ LAYERS: dict[str, float] = {
     "train.metrics": 1,
     "train.model": 1,
     "train.few_bytes": 0.5,
-    "train.halves": 0,
+    "train.halves": 0.05,
     "train.adamw": 0.5,
     "train.optim": 1,
     "train.shard_writer": 0.5,

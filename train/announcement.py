@@ -66,7 +66,7 @@ def computed_padding(config: RunConfig, ingredients: Ingredients) -> str:
 
     Where nobody asked it is no news: by default encoders do without it as far as they can.
     """
-    asked = config.padding_free and is_set(config, "padding_free") and not config.compile  # of which idle_keys tells
+    asked = config.padding_free and is_set(config, "padding_free")
     if not asked or ingredients.padding_free:
         return ""
     return ingredients.padded or "adapter.also_train copies parts of the layers, so padding is computed"

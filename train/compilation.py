@@ -26,9 +26,11 @@ def compile_layers(model: nn.Module) -> None:
     """Compile the layers of `model` in place, when they are first called.
 
     Names of parameters, classes and hooks stay, so that FSDP2, adapters, checkpoints and exports know nothing of it.
-    Only layers are compiled: one graph serves all of a kind, and FSDP2 gathers between them. Dropout draws what it
-    draws without. Raises `UserError` for a model that names no layers.
+    Only layers are compiled: one graph serves all of a kind, and FSDP2 gathers between them. Hooks are not: they are
+    called before and after, and to those that leave padding out every size would be a graph of its own. Dropout draws
+    what it draws without. Raises `UserError` for a model that names no layers.
     """
+    import torch
     from torch._dynamo import config
     from torch._inductor import config as inductor
     from torch.fx.experimental import _config as shapes
@@ -50,17 +52,15 @@ def compile_layers(model: nn.Module) -> None:
     if not any(isinstance(handler, _Told) for handler in logger.handlers):
         logger.addHandler(_Told())
     for layer in found:
-        layer.compile(backend=BACKEND, dynamic=True)
+        layer.forward = torch.compile(layer.forward, backend=BACKEND, dynamic=True)
     chunked_loss.compile_arithmetic(BACKEND)  # of language models; of others it is never asked for
 
 
 def describe(model: nn.Module) -> str:
     """Return which layers of a model are compiled, in words: "6 BertLayer"; "" where none is."""
-    kinds = Counter(
-        type(module).__name__.removeprefix("FSDP")
-        for module in model.modules()
-        if module._compiled_call_impl is not None
-    )
+    from train.layers import is_compiled  # needs torch
+
+    kinds = Counter(type(module).__name__.removeprefix("FSDP") for module in model.modules() if is_compiled(module))
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
 
 

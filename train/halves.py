@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from train.layers import is_compiled
+
 HALF = torch.bfloat16
 
 
@@ -114,7 +116,7 @@ def keep(model: nn.Module) -> Halves:
     """
     modules = list(model.modules())
     own_code = any(type(module).__module__.startswith("transformers_modules") for module in modules)
-    if own_code or any(getattr(module, "_compiled_call_impl", None) is not None for module in modules):
+    if own_code or any(map(is_compiled, modules)):
         return Halves()
     owners = [id(each) for module in modules for each in module.parameters(recurse=False)]
     found: dict[nn.Parameter, Half] = {}

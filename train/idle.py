@@ -54,8 +54,6 @@ def _conditions(config: RunConfig) -> Iterator[tuple[str, str]]:
             yield f"data.{key}", "data.streaming is off"
     if data.grouping != "window":
         yield "data.window", f"data.grouping is {data.grouping}"
-    if config.compile:
-        yield "padding_free", "compile is on"
     if config.checkpoint.best is None:
         yield "checkpoint.best_is", "checkpoint.best is not given"
     for key in ("betas", "eps") if optim.name == "sgd" else ("momentum",):

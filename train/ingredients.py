@@ -118,9 +118,11 @@ def read(config: RunConfig) -> Ingredients:
 
 def _leave_padding_out(config: RunConfig, model: Any) -> str:
     """Let the model compute real tokens only, where it may; return why it cannot."""
-    if not config.padding_free or config.compile or enable(model):
+    if not config.padding_free:
         return ""
-    return obstacle(model)
+    if config.compile and model.device.type == "cpu":  # where rows are grouped for attention, in Python
+        return "compile is on, and layers that are compiled for a CPU compute padding"
+    return "" if enable(model) else obstacle(model)
 
 
 def _max_length(config: RunConfig, model: Any, tokenizer: Any) -> int:

@@ -53,6 +53,11 @@ def depths(model: nn.Module, forward: Callable[[], object], new: Collection[str]
     return {name: place[parameter] for name, parameter in named.items()}
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is called by way of torch.compile: by us (`compilation`), or by who made it."""
+    return module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+
+
 def stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     """Yield path and blocks of every stack: lists that lie in no other list, the lowest block first.
 

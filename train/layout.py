@@ -37,6 +37,13 @@ class Layout:
         whole = tensor if len(tensor) == self.rows else tensor.expand(self.rows, *tensor.shape[1:])
         return self.filled(whole.reshape(self.rows * self.width, *tensor.shape[2:])[self.places][None])
 
+    def flat_once(self, tensor: Tensor) -> Tensor:
+        """The same of what does not learn: of rotations, which all blocks are given, it is made for the first."""
+        if id(tensor) not in self.noted:
+            self.noted[id(tensor)] = tensor, self.flat(tensor)  # the first is kept, that no other has its number
+        flat: Tensor = self.noted[id(tensor)][1]
+        return flat
+
     def padded(self, tensor: Tensor) -> Tensor:
         """(1, M, …) → (B, T, …), zero where there is no token."""
         whole, real = tensor.new_zeros(self.rows * self.width, *tensor.shape[2:]), tensor[0, : len(self.places)]

@@ -175,7 +175,8 @@ def _begin(base: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
     count = _known(mask)
     count = int(mask.sum()) if count is None else count
     size = _size(count, mask.device.type)
-    if 0 < count < mask.numel() and mask.shape[1] not in (count, size):  # else what is flat would look like rows
+    some = count < mask.numel() or _named[base] == FLAT  # a batch without padding would be a graph of its own
+    if count > 0 and some and mask.shape[1] not in (count, size):  # else what is flat would look like rows
         places = torch.nonzero_static(mask.flatten(), size=count).flatten()
         starts = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0)).int()
         groups = row_attention.group(mask) if mask.device.type == "cpu" else None
@@ -227,7 +228,7 @@ def _flattened(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_flattened, value))
     if isinstance(value, Tensor) and value.dim() == 3 and value.shape[1] == _layout.width:
-        return _layout.flat(value)
+        return _layout.flat(value) if value.requires_grad else _layout.flat_once(value)
     return value
 
 

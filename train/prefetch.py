@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.batches import Batch, Batches, Feed
+from train import documents
 from train.memory import is_lacking
 from train.padding_free import COUNT
 
@@ -113,6 +114,9 @@ def sent(tensors: dict[str, torch.Tensor], device: torch.device) -> dict[str, to
     sent = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
     if "attention_mask" in sent:
         setattr(sent["attention_mask"], COUNT, int(tensors["attention_mask"].sum()))
+    if "pieces" in sent:
+        longest = documents.longest(tensors["pieces"], tensors["input_ids"].shape[1])
+        setattr(sent["pieces"], documents.LONGEST, longest)
     return sent
 
 

@@ -13,10 +13,10 @@ from train.reference import referred
 from train.signals import Stopped
 
 CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
-"""What one more micro-batch costs, in tokens that could be computed in that time."""
+"""What one more micro-batch costs, in tokens that could be computed in that time; by kind of device."""
 
-PADDING_FREE_OVERHEAD = 1000
-"""The same where padding costs next to nothing."""
+PADDING_FREE_OVERHEAD = {"cpu": 1000, "cuda": 2**20}
+"""The same where padding costs next to nothing, and on a GPU nothing at all: a batch is cut only to bound it."""
 
 
 def prepared(config: RunConfig) -> Ingredients:
@@ -60,7 +60,5 @@ def _referred(config: RunConfig, found: Ingredients) -> Ingredients:
 
 def judging(config: RunConfig, found: Ingredients) -> Bounds:
     """Return the bounds of micro-batches without gradients."""
-    overhead = CUT_OVERHEAD.get(found.accelerator.device.type, CUT_OVERHEAD["cuda"])
-    if found.padding_free:
-        overhead = PADDING_FREE_OVERHEAD
-    return Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead)
+    costs, kind = PADDING_FREE_OVERHEAD if found.padding_free else CUT_OVERHEAD, found.accelerator.device.type
+    return Bounds(tokens=config.evaluate.batch_tokens, overhead=costs.get(kind, costs["cuda"]))

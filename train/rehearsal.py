@@ -58,13 +58,14 @@ def nothing(model: Any, ingredients: Ingredients, batches: Feed) -> Callable[[],
 def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batches: Feed, *, compiled: bool) -> None:
     """Decide whether layers are computed twice: the same on all processes. See `recomputation.choose`.
 
-    On a GPU two micro-batches, of two rows and of eight, are computed to see what they keep.
+    On a GPU two micro-batches, of two rows and of eight, are computed to see what they keep; of fewer where the run's
+    hold fewer.
     """
     accelerator, cuts = ingredients.accelerator, replace(batches.cuts, smaller=[])
     model = ingredients.model.to(accelerator.device)
 
     def seen(rows: int) -> Kept:
-        batch = replace(cuts, bounds=Bounds(rows=rows)).batch(1)
+        batch = replace(cuts, bounds=Bounds(rows=rows, tokens=cuts.bounds.tokens)).batch(1)
         part = batch.parts[0]
         tensors = send_to_device(part.tensors, accelerator.device)
 

@@ -210,7 +210,7 @@ def trainer_fp32(work: Workload, folder: Path, meter: Meter) -> None:
     _trainer(dataclasses.replace(work, precision="fp32"), folder, meter)
 
 
-def trainer_tuned(work: Workload, folder: Path, meter: Meter) -> None:
+def trainer_tuned(work: Workload, folder: Path, meter: Meter, **switches: Any) -> None:
     """The same with every public switch that helps here.
 
     Long rows go through the model a few at a time (`parts`): padding less, and out of the processor's caches less, of
@@ -226,8 +226,13 @@ def trainer_tuned(work: Workload, folder: Path, meter: Meter) -> None:
         work, folder, meter, parts=work.parts,
         train_sampling_strategy=work.sampling,
         logging_nan_inf_filter=False, optim="adamw_torch_fused", disable_tqdm=True, logging_strategy="no",
-        dataloader_pin_memory=on_gpu, dataloader_num_workers=2 if on_gpu else 0,
+        dataloader_pin_memory=on_gpu, dataloader_num_workers=2 if on_gpu else 0, **switches,
     )  # fmt: skip
+
+
+def trainer_tuned_compiled(work: Workload, folder: Path, meter: Meter) -> None:
+    """The same with `torch_compile`."""
+    trainer_tuned(work, folder, meter, torch_compile=True)
 
 
 def same_kernels() -> None:
@@ -269,7 +274,7 @@ def usual(work: Workload, folder: Path, meter: Meter) -> None:
 def peers() -> dict[str, Peer]:
     from benchmarks.compare import trl_peers
 
-    texts = (ours, raw, trainer, trainer_fp32, trainer_tuned, usual)
+    texts = (ours, raw, trainer, trainer_fp32, trainer_tuned, trainer_tuned_compiled, usual)
     return {each.__name__: each for each in (*texts, ours_compiled, *trl_peers.PEERS)}
 
 

@@ -81,11 +81,13 @@ class Workload:
     def peers(self) -> tuple[str, ...]:
         """Who can learn it."""
         if self.task == "text_classification":
-            return (*TEXT_PEERS, "trainer_fp32") if self.precision == "bf16" else TEXT_PEERS
+            others = COMPILED if self.suite == "gpu" else ("trainer_fp32",) if self.precision == "bf16" else ()
+            return (*TEXT_PEERS, *others)
         return TOKEN_PEERS if self.suite == "gpu" else TOKEN_PEERS[:5]
 
 
 TEXT_PEERS = ("ours", "raw", "trainer", "trainer_tuned", "usual")
+COMPILED = ("ours_compiled", "trainer_tuned_compiled")
 TOKEN_PEERS = (
     "ours", "raw", "trl_tuned", "trl_packed", "trl", "ours_compiled", "trl_packed_compiled", "trl_tuned_compiled",
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import figures
-from tests.every_task._runs import UPDATES, Build, builder
+from tests.every_task._runs import TASKS, UPDATES, Build, builder
 from tests.train.test_documents import PIECES, WIDTH, build, rows
 from tests.worker import carry_out
 from train import chunked_loss, documents, update
@@ -69,8 +69,10 @@ def test_output_layer() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-@pytest.mark.parametrize("name", ["causal_lm", "chat", "text_classification", "masked_lm", "seq2seq"])
-def test_no_update_waits(name: str, make: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "streaming"), [*((name, False) for name in TASKS), ("causal_lm", True), ("masked_lm", True)]
+)
+def test_no_update_waits(name: str, streaming: bool, make: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the end of the second to the beginning of the last, with all that comes between updates."""
     real: Callable[..., Any] = update.Learner.update
 
@@ -86,6 +88,7 @@ def test_no_update_waits(name: str, make: Build, monkeypatch: pytest.MonkeyPatch
     config = make(
         name, "run", precision="bf16", tracking={"log_every": 100}, evaluate={"every": 100}, checkpoint={"every": 100}
     )
+    config["data"]["streaming"] = streaming
     try:
         assert carry_out(config) == 0
     finally:

@@ -39,7 +39,7 @@ def test_padding_that_is_computed_although_it_was_asked_not_to_be(
 
 
 def test_who_has_asked(make_config: Make) -> None:
-    """Nobody, where a resolved config (output/config.yaml) has all keys; of compile is told elsewhere."""
+    """Nobody, where a resolved config (output/config.yaml) has all keys."""
 
     def told(config: RunConfig, *, can: bool = False, why: str = "why") -> str:
         found: Any = SimpleNamespace(padding_free=can, padded=why)
@@ -49,5 +49,5 @@ def test_who_has_asked(make_config: Make) -> None:
     assert (told(asked), told(asked, can=True)) == ("why", "")
     assert told(asked, why="").startswith("adapter.also_train copies parts")
     assert told(validate(asked.dump(), "test")) == ""
-    for others in ({}, {"padding_free": False}, {"padding_free": True, "compile": True}):
+    for others in ({}, {"padding_free": False}):
         assert told(validate(make_config(**others), "test")) == ""

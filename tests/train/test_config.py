@@ -342,11 +342,6 @@ def test_what_cannot_take_effect_is_said(file: str, override: str, key: str) -> 
     assert [line.split(":")[0] for line in idle_keys(read(file, override))] == [key]
 
 
-def test_padding_is_computed_where_layers_are_compiled(file: str) -> None:
-    assert idle_keys(read(file, "compile=true")) == []
-    assert idle_keys(read(file, "compile=true", "padding_free=true")) == ["padding_free: compile is on"]
-
-
 def test_keys_of_an_evaluation_that_never_is(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ("evaluate={every: 10, batch_tokens: 10}", "metrics=[f1]", "data.validation=")
     keys = [line.split(":")[0] for line in idle_keys(read(file, *overrides))]

@@ -87,7 +87,7 @@ def _direction(
     candidates = torch.cat([keys, hard[1]])
     spared = (candidates == right) | (candidates == mine)
     spared[:, : len(keys)] |= asked_keys == mine
-    spared[torch.arange(len(own), device=own.device), own] = False
+    spared.scatter_(1, own[:, None], False)  # not by indexing, for which a GPU would have to be waited for
     logits = (asked @ torch.cat([answers, hard[0]]).T * scale).masked_fill(spared, float("-inf"))
     return functional.cross_entropy(logits, own, reduction="none")
 

@@ -117,7 +117,7 @@ def _alone(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Abstr
     ids, mask, tokens = tensors["input_ids"], tensors["attention_mask"], tensors["tokens"]
     inputs = {"input_ids": ids.flatten()[tokens][None], "position_ids": (tokens % ids.shape[2])[None]}
     places = mask.flatten().cumsum(0)[tensors["places"]] - 1
-    return inputs, places, documents.known(mask.sum(2).view(1, -1))
+    return inputs, places, documents.known(mask.sum(2).view(1, -1), most=ids.shape[2])
 
 
 def scores(model: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
