@@ -21,8 +21,9 @@ from tests.distributed import launch
 from tests.every_task._runs import Build, builder, same
 from tests.strategies import environment
 from tests.test_strategies import check
+from tests.train.test_padding_free import learned, make
 from tests.worker import carry_out
-from train import compilation
+from train import compilation, padding_free, varlen
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:::torch", "ignore:The .grad attribute", "ignore:.*torch.jit"
@@ -193,6 +194,46 @@ def test_without_a_compiler(
 def test_a_model_that_names_no_layers() -> None:
     with pytest.raises(UserError, match="compile: Linear does not name its layers"):
         compilation.compile_layers(torch.nn.Linear(2, 2))
+
+
+def kernel(
+    query: Any, key: Any, value: Any, starts: Any, _: Any, most: int, mosts: int, **options: Any
+) -> torch.Tensor:
+    """What `varlen_attn` promises, of operators that a compiler knows. (tokens, heads, d) → the same."""
+    place = torch.arange(len(query), dtype=torch.int32)
+    own, apart = torch.searchsorted(starts[1:].contiguous(), place, right=True), place[:, None] - place[None]
+    back, ahead = options["window_size"]
+    mask = own[:, None] == own[None]
+    mask = mask & (apart <= back) & (apart >= -ahead) if back >= 0 else mask
+    rows = (each.transpose(0, 1)[None] for each in (query, key, value))
+    found = torch.nn.functional.scaled_dot_product_attention(*rows, attn_mask=mask, scale=options["scale"])
+    return found[0].transpose(0, 1)
+
+
+@pytest.mark.parametrize(("kind", "ways"), [("Bert", 2), ("ModernBert", 3)])
+def test_padding_is_left_out_as_on_a_gpu(kind: str, ways: int, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without what leaves padding out, float64 to 1e-9; a graph for each kind of layer, whatever the sizes.
+
+    The first layer's is another than that of those above it; ModernBERT has two kinds of these.
+    """
+    monkeypatch.setattr(varlen, "available", lambda model: True)
+    monkeypatch.setattr(varlen, "_kernel", kernel)
+    model = make(kind)
+    batches = [torch.tensor(each)[:, None] for each in ((7, 2, 11, 5), (3, 9), (8, 8, 8), (12, 1, 30, 4, 2, 9))]
+    masks = [(torch.arange(int(lengths.max()))[None] < lengths).long() for lengths in batches]
+    given = [{"input_ids": torch.arange(mask.numel()).view_as(mask) % 50 + 5, "attention_mask": mask} for mask in masks]
+    expected = [learned(model, each) for each in given]
+    assert padding_free.enable(model)
+    compilation.compile_layers(model)
+    counted = []
+    for each, (logits, gradients) in zip(given, expected, strict=True):
+        found, others = learned(model, each)
+        assert torch.allclose(found, logits, rtol=1e-9, atol=1e-12) and len(others) == len(gradients)
+        assert all(
+            torch.allclose(one, other, rtol=1e-9, atol=1e-12) for one, other in zip(others, gradients, strict=True)
+        )
+        counted.append(graphs())
+    assert counted == [ways] * len(given)
 
 
 def test_it_is_said_when_nothing_more_is_compiled(

@@ -101,7 +101,7 @@ def _prepare(each: Workload, folder: Path) -> float:
     if (each.updates - each.warm) % each.sorted_updates:
         print(
             f"{each.name}: {each.updates - each.warm} updates are counted, no multiple of {each.sorted_updates}: peers "
-            f"that use {each.sampling} are given rows longer or shorter than those of the data set",
+            "that use group_by_length are given rows longer or shorter than those of the data set",
             flush=True,
         )
     return work_per_token

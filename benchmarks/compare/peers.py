@@ -224,7 +224,7 @@ def trainer_tuned(work: Workload, folder: Path, meter: Meter, **switches: Any) -
     same_kernels()
     _trainer(
         work, folder, meter, parts=work.parts,
-        train_sampling_strategy=work.sampling,
+        train_sampling_strategy="group_by_length",
         logging_nan_inf_filter=False, optim="adamw_torch_fused", disable_tqdm=True, logging_strategy="no",
         dataloader_pin_memory=on_gpu, dataloader_num_workers=2 if on_gpu else 0, **switches,
     )  # fmt: skip

@@ -53,8 +53,6 @@ class Workload:
     """Micro-batches in which a peer that is tuned takes those."""
     size: int = 0
     """Rows of the data set, if they are more than `updates` take. All peers draw from the same."""
-    sampling: str = "group_by_length"
-    """How a peer that is tuned puts rows of a length together, of transformers' `train_sampling_strategy`."""
 
     @property
     def together(self) -> int:
@@ -69,13 +67,13 @@ class Workload:
 
     @property
     def sorted_updates(self) -> int:
-        """In how many updates transformers' `group_by_length` goes once from the longest to the shortest rows: the
-        more, the less padding, up to 50 in a data set of four times as much or more.
+        """In how many updates transformers' `group_by_length`, which peers that are tuned use, goes once from the
+        longest to the shortest rows: the more, the less padding, up to 50 in a data set of four times as much or more.
 
         As many, or a multiple, are counted: else the peer's rows would be longer or shorter than the data set's. Where
         the first of a turn are not counted, the first of the next are instead.
         """
-        return max(1, min(self.rows // (4 * self.together), 50)) if self.sampling == "group_by_length" else 1
+        return max(1, min(self.rows // (4 * self.together), 50))
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -95,8 +93,8 @@ TOKEN_PEERS = (
 
 PACKED = {"lengths": "chat", "updates": 14, "warm": 4, "longest": 4096, "precision": "bf16"}
 """136 conversations of 239.8 positions each are 8 rows of 4,096."""
-EIGHT = {**PACKED, "batch": 8, "conversations": 136, "parts": 4, "micro": 16384, "suite": "gpu",
-         "size": 2720, "sampling": "batch_rebalance"}  # fmt: skip
+EIGHT = {**PACKED, "batch": 8, "conversations": 136, "parts": 8, "micro": 16384, "suite": "gpu",
+         "size": 2720}  # fmt: skip
 TOY = {**PACKED, "batch": 4, "conversations": 8, "parts": 2, "micro": 512, "suite": "toy", "longest": 256, "updates": 6,
        "warm": 2}  # fmt: skip
 

@@ -7,14 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.worker import carry_out
 from train import hardware
 from train.announcement import computed_padding
 from train.config import RunConfig, validate
+from train.ingredients import _leave_padding_out
 
 Make = Callable[..., dict[str, Any]]
 
+COMPILED = "compile is on, and layers that are compiled for a CPU compute padding"
 DEBERTA = {"model_type": "deberta-v2", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
            "intermediate_size": 64, "max_position_embeddings": 64}  # fmt: skip
 EAGER = "DebertaV2ForSequenceClassification is eager, and padding is left out of PyTorch's own (sdpa) only"
@@ -51,3 +54,9 @@ def test_who_has_asked(make_config: Make) -> None:
     assert told(validate(asked.dump(), "test")) == ""
     for others in ({}, {"padding_free": False}):
         assert told(validate(make_config(**others), "test")) == ""
+
+
+def test_a_cpu_compiles_with_padding(make_config: Make) -> None:
+    """Other devices do not: `tests/test_compilation.py`."""
+    config, on_a_cpu = validate(make_config(compile=True), "test"), SimpleNamespace(device=torch.device("cpu"))
+    assert _leave_padding_out(config, on_a_cpu) == COMPILED

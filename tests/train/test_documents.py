@@ -10,7 +10,7 @@ import transformers
 
 from data.errors import UserError
 from tests.train.test_output_layer import SIZES
-from train import documents, varlen
+from train import documents, prefetch, varlen
 from train.tasks import _packed, _proof
 
 PIECES = torch.tensor([[5, 3, 2], [12, 0, 0], [1, 9, 0]])
@@ -87,6 +87,29 @@ def test_as_with_masks(kind: str, settings: dict[str, Any]) -> None:
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, slopes[name], rtol=1e-9, atol=1e-9)
     _proof.prove_isolated(model)
+
+
+def test_the_kernel_is_told_how_long_the_longest_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A document, or the padding behind the last: by who sends the batch, or who computes it; else as long as a row."""
+    told = list[int]()
+
+    def noting(*given: Any, **options: Any) -> torch.Tensor:
+        told.append(given[5])
+        return kernel(*given, **options)
+
+    model, ids = build("llama"), rows()["input_ids"]
+    assert documents.enable(model)
+    monkeypatch.setattr(varlen, "_kernel", noting)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    for sizes, most in (([[5, 3, 2], [2, 7, 1], [6, 6, 0]], 7), ([[5, 3, 2], [2, 2, 0], [6, 6, 0]], 8)):
+        plain = torch.tensor(sizes)
+        sent = prefetch.sent({"input_ids": ids, "pieces": plain}, torch.device("cpu"))["pieces"]
+        for known in (documents.known(sent), documents.known(plain, most), documents.known(plain)):
+            with known:
+                model(input_ids=ids, use_cache=False)
+        layers = model.config.num_hidden_layers
+        assert told == [most] * 2 * layers + [WIDTH] * layers
+        told.clear()
 
 
 def test_who_knows_of_no_documents_is_served_as_before() -> None:
