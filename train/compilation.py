@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
@@ -52,8 +53,13 @@ def compile_layers(model: nn.Module) -> None:
     if not any(isinstance(handler, _Told) for handler in logger.handlers):
         logger.addHandler(_Told())
     for layer in found:
-        layer.forward = torch.compile(layer.forward, backend=BACKEND, dynamic=True)
+        layer.forward = torch.compile(MethodType(forward, layer), backend=BACKEND, dynamic=True)
     chunked_loss.compile_arithmetic(BACKEND)  # of language models; of others it is never asked for
+
+
+def forward(layer: Any, *given: Any, **named: Any) -> Any:
+    """Compute a layer as its class has it when it is called: FSDP2 makes another of it, which alone computes twice."""
+    return type(layer).forward(layer, *given, **named)
 
 
 def describe(model: nn.Module) -> str:

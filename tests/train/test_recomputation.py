@@ -21,6 +21,7 @@ from tests.worker import carry_out
 from train import compilation, last_layer, recomputation, rehearsal
 from train.adapter import attach
 from train.adapter_config import AdapterConfig
+from train.layers import is_compiled
 from train.recomputation import Estimate, Kept, choose, estimate, kept
 
 pytestmark = pytest.mark.filterwarnings("ignore:::torch", "ignore:The .grad attribute")  # its compiler's own
@@ -233,3 +234,19 @@ def test_on_two_processes(make_config: Callable[..., dict[str, Any]], tmp_path: 
     launch(jobs, 2, tmp_path)
     for pair in pairs:
         _equal(*pair)
+
+
+def test_what_fsdp2_makes_of_a_compiled_layer_is_computed_twice() -> None:
+    """It gives a layer a class of its own after it is compiled, and the outermost class alone computes twice."""
+    model, asked = build("Bert"), list[Any]()
+    assert choose(model, True, compiled=True, memory=0, needed=None)
+    compilation.compile_layers(model)
+    layers = [module for module in model.modules() if is_compiled(module)]
+    for layer in layers:
+        layer.__class__ = type(f"FSDP{type(layer).__name__}", (type(layer),), {})
+        real = layer._gradient_checkpointing_func
+        layer._gradient_checkpointing_func = lambda *given, real=real: asked.append(given) or real(*given)
+    with compilation.eager():
+        forward(model).sum().backward()
+    assert len(asked) == len(layers) == 2
+    assert compilation.describe(model) == "2 BertLayer"
