@@ -228,7 +228,7 @@ class WandB(Backend):
         tracker.store_init_configuration(self._config)
         return tracker
 
-    def arrived(self, tracker: GeneralTracker) -> int | None:
+    def arrived(self, tracker: GeneralTracker, before: int) -> int | None:
         # What a kill caught on its way was sent, but never arrived: the server knows best, and without one the files.
         run = tracker.tracker
         if run.disabled:
@@ -236,7 +236,8 @@ class WandB(Backend):
         if not run.offline:
             return int(run.starting_step) - 1
         own = Path(run.dir).parent
-        return wandb_files.last_step(own.parent, run.id, newest=own)
+        last = wandb_files.last_step(own.parent, run.id, newest=own)
+        return None if last is None else max(last, before)
 
     def log(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
         tracker.log(figures, step=update, commit=True)  # else it waits for the next update, and a kill loses it

@@ -28,7 +28,8 @@ FIRST_PAUSE = 60.0
 
 
 class Ledger:
-    """What trackers have been handed, in a JSON file: the run's id and, for each tracker, its highest update.
+    """What trackers have been handed, in a JSON file: the run's id and, for each tracker, its highest update, and which
+    of them had arrived when it was last started.
 
     The file is written beside, fsynced and renamed, so it is whole after any kill. Used by several threads.
     """
@@ -47,7 +48,7 @@ class Ledger:
         with self._lock:
             if not self._open():
                 chosen = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-                self._state = {"id": chosen or secrets.token_hex(8), "sent": {}}
+                self._state = {"id": chosen or secrets.token_hex(8), "sent": {}, "arrived": {}}
                 self._write()
             return str(self._state["id"])
 
@@ -60,6 +61,17 @@ class Ledger:
         """Note, before it happens, that `tracker` is handed `update`: a kill in between must not send it twice."""
         with self._lock:
             self._state["sent"][tracker] = update
+            self._write()
+
+    def arrived(self, tracker: str) -> int:
+        """The highest update that had arrived when `tracker` was last started; -1 if none. After `run_id`."""
+        with self._lock:
+            return int(self._state.get("arrived", {}).get(tracker, -1))
+
+    def confirm(self, tracker: str, update: int) -> None:
+        """Note that everything up to `update` has arrived: it is never sent again, whatever is cleaned away later."""
+        with self._lock:
+            self._state.setdefault("arrived", {})[tracker] = update
             self._write()
 
     def _open(self) -> bool:
@@ -87,8 +99,11 @@ class Backend(ABC):
     def start(self, run_id: str, *, first: bool) -> GeneralTracker:
         """Return the tracker, ready to log. `first`: it has never been handed anything of this run."""
 
-    def arrived(self, tracker: GeneralTracker) -> int | None:
-        """Return the highest update of this run that is where the tracker keeps it; None if that cannot be asked."""
+    def arrived(self, tracker: GeneralTracker, before: int) -> int | None:
+        """Return the highest update of this run that is where the tracker keeps it; None if that cannot be asked.
+
+        before: what was returned at the start before this one, -1 at the first.
+        """
         return None
 
     def log(self, tracker: GeneralTracker, update: int, figures: dict[str, float]) -> None:
@@ -162,8 +177,9 @@ class Feed:
                 self._loaded.set()
             tracker = self._start()
             if tracker is not None:
-                arrived = self._backend.arrived(tracker)
+                arrived = self._backend.arrived(tracker, self._ledger.arrived(self._backend.name))
                 self._sent = self._ledger.sent(self._backend.name) if arrived is None else arrived
+                self._ledger.confirm(self._backend.name, self._sent)
                 self._follow(tracker)
                 self._backend.finish(tracker, self.summary, complete=self._complete)
         except Exception as error:

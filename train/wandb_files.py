@@ -24,18 +24,18 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = range(1, 5)
 
 
 def last_step(folder: Path, run_id: str, newest: Path) -> int | None:
-    """Return the highest step that the files of a run hold; None if none of them holds any: they may be cleaned away.
+    """Return the highest step that the files of a run hold, -1 if they hold none; None if there are none.
 
     folder: where W&B keeps its runs. newest: the folder in it of the start that has just begun, which is not asked.
     """
     there = [file for file in folder.glob(f"*/run-{glob.escape(run_id)}.wandb") if file.parent != newest]
-    return max((step for file in there if (step := _last(file)) is not None), default=None)
+    return max(map(_last, there), default=None)
 
 
-def _last(file: Path) -> int | None:
+def _last(file: Path) -> int:
     end = max(0, file.stat().st_size - TAIL) // BLOCK * BLOCK
-    step = max(steps(file, end), default=None)
-    return max(steps(file), default=None) if step is None and end else step
+    step = max(steps(file, end), default=-1)
+    return max(steps(file), default=-1) if step < 0 and end else step
 
 
 def steps(file: Path, begin: int = 0) -> Iterator[int]:

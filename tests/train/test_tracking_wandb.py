@@ -29,6 +29,7 @@ from pathlib import Path
 import psutil
 from accelerate import Accelerator
 from train.tracking import Tracker, TrackingConfig
+from train.wandb_files import records
 
 logging.basicConfig(format="%(message)s", level=logging.WARNING)
 output, options = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -38,6 +39,11 @@ tracker = Tracker(Accelerator(cpu=True), output, settings, {"seed": 1, "optim": 
 def wait_until_sent(update):
     ledger = output / "tracking.json"
     while not ledger.exists() or json.loads(ledger.read_text())["sent"].get("wandb", -1) < update:
+        time.sleep(0.01)
+    time.sleep(0.5)
+
+def wait_until_begun():
+    while not any(record.HasField("run") for file in output.glob("wandb/*/*.wandb") for record in records(file)):
         time.sleep(0.01)
     time.sleep(0.5)
 
@@ -54,7 +60,10 @@ for update in range(options["start"] + 1, options["stop"] + 1):
         time.sleep(0.2)
         import lightgbm  # one of those whose import W&B wants to hear of
     if update == options.get("service_ends"):
-        wait_until_sent(update - 1)
+        if update > options["start"] + 1:
+            wait_until_sent(update - 1)
+        else:
+            wait_until_begun()
         psutil.Process().children()[0].terminate()
         psutil.Process().children()[0].wait(10)
     if update == options.get("service_hangs"):
@@ -288,6 +297,21 @@ def test_what_a_service_of_wandb_that_ends_did_not_get_is_sent_when_the_run_goes
     assert run(output, start=9, stop=12, mode="offline").code == 0
     files = sorted((output / "wandb").glob("*/*.wandb"), key=lambda file: file.stat().st_mtime)
     assert [step for file in files for step in steps(file)] == [*range(1, 13)]
+
+
+def test_what_a_service_of_wandb_that_ends_before_it_wrote_any_did_not_get_is_sent_too(tmp_path: Path) -> None:
+    """Preempted right after its start, a run has figures handed over and a file that holds none of them."""
+    output = tmp_path / "run"
+    assert_at_most(run(output, start=0, stop=3, mode="offline", service_ends=1, complete=False), 5, "given up: ")
+    assert run(output, start=3, stop=6, mode="offline").code == 0
+    files = {file: list(steps(file)) for file in (output / "wandb").glob("*/*.wandb")}
+    assert sorted(files.values()) == [[], [*range(1, 7)]]
+    for file in files:  # uploaded, and cleaned away
+        file.unlink()
+    assert_at_most(run(output, start=6, stop=9, mode="offline", service_ends=7, complete=False), 5, "given up: ")
+    assert run(output, start=9, stop=12, mode="offline").code == 0
+    files = {file: list(steps(file)) for file in (output / "wandb").glob("*/*.wandb")}
+    assert sorted(files.values()) == [[], [*range(7, 13)]]
 
 
 @pytest.mark.whole_run

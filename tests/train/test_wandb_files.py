@@ -78,7 +78,7 @@ def test_the_last_step_of_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     write(newest / "run-abc.wandb", [], [])
     assert last_step(folder, "abc", newest) is None  # nothing to ask
     write(folder / "offline-run-20260104_000000-abc/run-abc.wandb", [], [])
-    assert last_step(folder, "abc", newest) is None  # what had any may be synced and cleaned away
+    assert last_step(folder, "abc", newest) == -1  # its service was ended before it wrote any
     write(folder / "run-20260103_000000-abc/run-abc.wandb", [6, 7], [10, 10])
     write(folder / "offline-run-20260102_000000-abc/run-abc.wandb", [4, 5], [10, 10])
     write(folder / "offline-run-20260106_000000-abcd/run-abcd.wandb", [70], [10])
