@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -123,7 +123,7 @@ class Batches:
         if not sizes:
             raise UserError(alone)
         most, tokens = (max(column) // 2 for column in zip(*sizes, strict=True))
-        halved = Bounds(bounds.rows and most, bounds.tokens and min(bounds.tokens, tokens), bounds.overhead)
+        halved = replace(bounds, rows=bounds.rows and most, tokens=bounds.tokens and min(bounds.tokens, tokens))
         self.smaller.append((update, halved))
         return halved
 

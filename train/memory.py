@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -176,6 +176,4 @@ def _named(bounds: Bounds) -> tuple[str, int]:
 
 
 def _bounds(like: Bounds, limit: int) -> Bounds:
-    if like.rows is not None:
-        return Bounds(limit, like.tokens, like.overhead)
-    return Bounds(None, limit, like.overhead)
+    return replace(like, tokens=limit) if like.rows is None else replace(like, rows=limit)

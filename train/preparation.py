@@ -61,4 +61,5 @@ def _referred(config: RunConfig, found: Ingredients) -> Ingredients:
 def judging(config: RunConfig, found: Ingredients) -> Bounds:
     """Return the bounds of micro-batches without gradients."""
     costs, kind = PADDING_FREE_OVERHEAD if found.padding_free else CUT_OVERHEAD, found.accelerator.device.type
-    return Bounds(tokens=config.evaluate.batch_tokens, overhead=costs.get(kind, costs["cuda"]))
+    overhead = costs.get(kind, costs["cuda"])
+    return Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead, padding_free=found.padding_free)

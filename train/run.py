@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Feed, Bou
     batches = Batches(
         train,
         order,
-        Bounds(config.micro_batch_size, tokens, bounds.overhead),
+        replace(bounds, rows=config.micro_batch_size, tokens=tokens),
         ingredients.task.collate,
         ingredients.task.count,
         accelerator.num_processes,

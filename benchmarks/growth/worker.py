@@ -40,7 +40,7 @@ def measure_input(folder: Path, count: int, batches: int) -> dict[str, float]:
 
     torch.zeros(1)
     settings = validate(rows.config(folder, count, folder / "run", 1), "growth")
-    bounds = Bounds(tokens=MICRO_BATCH_TOKENS, overhead=PADDING_FREE_OVERHEAD["cpu"])
+    bounds = Bounds(tokens=MICRO_BATCH_TOKENS, overhead=PADDING_FREE_OVERHEAD["cpu"], padding_free=True)
     found: dict[str, float] = {}
 
     def fresh(name: str, update: int) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ bounds_of = some.builds(
     tokens=some.none() | some.integers(1, 200),
     overhead=some.integers(0, 100),
 )
+
+dealt_of = bounds_of | bounds_of.map(lambda bounds: replace(bounds, padding_free=True))
 
 
 def cost(lengths: np.ndarray, groups: list[np.ndarray] | list[list[int]], overhead: int) -> int:
@@ -66,8 +69,8 @@ def test_the_cut_costs_least_of_all_ways_to_group(lengths: np.ndarray, bounds: B
     assert cost(lengths, cut(lengths, bounds), bounds.overhead) == least
 
 
-@given(lengths=lengths_of, bounds=bounds_of, world=some.integers(1, 5))
-@settings(max_examples=200, deadline=None)
+@given(lengths=lengths_of, bounds=dealt_of, world=some.integers(1, 5))
+@settings(max_examples=300, deadline=None)
 def test_plan_holds_every_row_once_in_bounds_and_equal_counts(lengths: np.ndarray, bounds: Bounds, world: int) -> None:
     plan = plan_batch(lengths, bounds, world)
     assert len(plan) == world
@@ -85,7 +88,7 @@ def test_plan_holds_every_row_once_in_bounds_and_equal_counts(lengths: np.ndarra
         assert world == 1 or costs == sorted(costs), "like cost stands beside like"
 
 
-@given(lengths=lengths_of, bounds=bounds_of, world=some.integers(1, 5))
+@given(lengths=lengths_of, bounds=dealt_of, world=some.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_fillers_only_where_rows_do_not_go_round(lengths: np.ndarray, bounds: Bounds, world: int) -> None:
     plan = plan_batch(lengths, bounds, world)
@@ -113,6 +116,25 @@ def test_processes_never_take_longer_than_with_like_rows(lengths: np.ndarray, bo
     """Each row `world` times: no process has more to do than if each had every row once and cut them as one would."""
     alone = cost(lengths, cut(lengths, bounds), bounds.overhead)
     assert busiest(np.repeat(lengths, world), plan_batch(np.repeat(lengths, world), bounds, world), bounds) <= alone
+
+
+@given(lengths=lengths_of, bounds=bounds_of, world=some.integers(2, 6))
+@settings(max_examples=200, deadline=None)
+def test_without_padding_processes_have_equally_many_tokens(lengths: np.ndarray, bounds: Bounds, world: int) -> None:
+    """None has more than another by more than what lies between rows of which each process takes one."""
+    plan = plan_batch(lengths, replace(bounds, padding_free=True), world)
+    tokens = [sum(int(lengths[part.rows].sum()) for part in share if not part.filler) for share in plan]
+    rows = [sum(len(part.rows) for part in share if not part.filler) for share in plan]
+    tall = sorted(lengths.tolist(), reverse=True) + [0] * (-len(lengths) % world)
+    apart = [most - least for most, least in zip(tall[::world], tall[world - 1 :: world], strict=True)]
+    assert max(tokens) - min(tokens) <= max(apart) and max(rows) - min(rows) <= 1
+
+
+def test_without_padding_the_busiest_has_hardly_more_than_the_mean() -> None:
+    lengths = np.random.default_rng(0).lognormal(5, 0.8, 256).clip(5, 512).astype(np.int64)
+    plan = plan_batch(lengths, Bounds(tokens=16_384, overhead=2**20, padding_free=True), 8)
+    tokens = [sum(int(lengths[part.rows].sum()) for part in share) for share in plan]
+    assert max(tokens) < 1.002 * np.mean(tokens)
 
 
 @given(lengths=lengths_of, bounds=bounds_of, world=some.integers(2, 6))
