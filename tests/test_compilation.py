@@ -23,7 +23,8 @@ from tests.strategies import environment
 from tests.test_strategies import check
 from tests.train.test_padding_free import learned, make
 from tests.worker import carry_out
-from train import compilation, padding_free, varlen
+from train import compilation, padding_free, recomputation, varlen
+from train.layers import stacks
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:::torch", "ignore:The .grad attribute", "ignore:.*torch.jit"
@@ -128,7 +129,8 @@ def test_a_run_is_the_same_run(name: str, build: Build, quick: None) -> None:
 LORA = {"adapter": {"rank": 4}}
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("text_classification", "fsdp2", {}), ("causal_lm", "fsdp2", LORA), ("text_classification", "ddp", LORA),
-    ("causal_lm", "ddp", {}),
+    ("causal_lm", "ddp", {}), ("causal_lm", "fsdp2", {"activation_checkpointing": True}),
+    ("text_classification", "ddp", {"activation_checkpointing": True}),
 ]  # fmt: skip
 
 
@@ -137,13 +139,13 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 def test_processes_and_strategies(cases: list[Any], build: Build, tmp_path: Path) -> None:
     """DDP and FSDP2, the whole model and LoRA, an encoder and a decoder: as alone and not compiled, float64, 1e-9.
 
-    The whole table was last run on 2026-11-26.
+    Layers that are computed twice too. The whole table was last run on 2026-11-28.
     """
     jobs, pairs = [], []
-    for name, how, settings in cases:
-        alone = build(name, f"alone-{how}", micro_batch_size=32, **settings)
+    for number, (name, how, settings) in enumerate(cases):
+        alone = build(name, f"alone-{number}-{len(cases)}", micro_batch_size=32, **settings)
         assert carry_out(alone) == 0
-        config = build(name, f"{how}-two", compile=True, **settings)
+        config = build(name, f"two-{number}-{len(cases)}", compile=True, **settings)
         jobs.append({"config": config, "strategy": environment(how), "backend": QUICK})
         pairs.append((Path(config["output"]), Path(alone["output"])))
     launch(jobs, 2, tmp_path)
@@ -210,22 +212,31 @@ def kernel(
     return found[0].transpose(0, 1)
 
 
-@pytest.mark.parametrize(("kind", "ways"), [("Bert", 2), ("ModernBert", 3)])
-def test_padding_is_left_out_as_on_a_gpu(kind: str, ways: int, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "ways", "settings"),
+    [("Bert", 2, {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}), ("ModernBert", 3, {})],
+)
+def test_padding_is_left_out_as_on_a_gpu(
+    kind: str, ways: int, settings: dict[str, Any], twice: bool, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With and without what leaves padding out, float64 to 1e-9; a graph for each kind of layer, whatever the sizes.
 
-    The first layer's is another than that of those above it; ModernBERT has two kinds of these.
+    The first layer's is another than that of those above it; ModernBERT has two kinds of these. Layers that are
+    computed twice know the batch the second time too.
     """
     monkeypatch.setattr(varlen, "available", lambda model: True)
     monkeypatch.setattr(varlen, "_kernel", kernel)
-    model = make(kind)
+    model = make(kind, **settings).train()
     batches = [torch.tensor(each)[:, None] for each in ((7, 2, 11, 5), (3, 9), (8, 8, 8), (12, 1, 30, 4, 2, 9))]
     masks = [(torch.arange(int(lengths.max()))[None] < lengths).long() for lengths in batches]
     given = [{"input_ids": torch.arange(mask.numel()).view_as(mask) % 50 + 5, "attention_mask": mask} for mask in masks]
     expected = [learned(model, each) for each in given]
     assert padding_free.enable(model)
+    assert recomputation.choose(model, twice, memory=0, needed=None) == twice
     compilation.compile_layers(model)
-    counted = []
+    counted, seen, last = [], list[tuple[int, ...]](), next(stacks(model.base_model))[1][-1]
+    last.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[:2])))
     for each, (logits, gradients) in zip(given, expected, strict=True):
         found, others = learned(model, each)
         assert torch.allclose(found, logits, rtol=1e-9, atol=1e-12) and len(others) == len(gradients)
@@ -234,6 +245,7 @@ def test_padding_is_left_out_as_on_a_gpu(kind: str, ways: int, quick: None, monk
         )
         counted.append(graphs())
     assert counted == [ways] * len(given)
+    assert list(dict.fromkeys(seen)) == [(1, int(mask.sum())) for mask in masks], "once or, of some versions, twice"
 
 
 def test_it_is_said_when_nothing_more_is_compiled(
@@ -248,5 +260,6 @@ def test_it_is_said_when_nothing_more_is_compiled(
         losses(model, masked=True)
     said = [record.getMessage() for record in caplog.records if record.name == "train"]
     assert len(said) >= 1 and "has been compiled 1 times; whatever is new is computed without" in said[0]
+    assert "the layers' 'forward' (" in said[0] and "modeling_bert.py:" in said[0], "which layers"
     compilation.compile_layers(model)
     assert json.dumps(compilation.describe(model)) == '"2 BertLayer"'

@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
@@ -28,10 +27,10 @@ def compile_layers(model: nn.Module) -> None:
 
     Names of parameters, classes and hooks stay, so that FSDP2, adapters, checkpoints and exports know nothing of it.
     Only layers are compiled: one graph serves all of a kind, and FSDP2 gathers between them. Hooks are not: they are
-    called before and after, and to those that leave padding out every size would be a graph of its own. Dropout draws
-    what it draws without. Raises `UserError` for a model that names no layers.
+    called before and after, and to those that leave padding out every size would be a graph of its own. Nor is what
+    computes a layer twice (`recomputation`): that calls the graph twice. Dropout draws what it draws without. Raises
+    `UserError` for a model that names no layers.
     """
-    import torch
     from torch._dynamo import config
     from torch._inductor import config as inductor
     from torch.fx.experimental import _config as shapes
@@ -52,14 +51,22 @@ def compile_layers(model: nn.Module) -> None:
     logger = logging.getLogger("torch._dynamo.convert_frame")  # does not propagate
     if not any(isinstance(handler, _Told) for handler in logger.handlers):
         logger.addHandler(_Told())
+    # Classes are given another `forward`, not layers: around that of each transformers wraps what computes it twice
+    classes = {kind: _compiled(kind) for kind in {type(layer) for layer in found}}
     for layer in found:
-        layer.forward = torch.compile(MethodType(forward, layer), backend=BACKEND, dynamic=True)
+        layer.__class__ = classes[type(layer)]
     chunked_loss.compile_arithmetic(BACKEND)  # of language models; of others it is never asked for
 
 
-def forward(layer: Any, *given: Any, **named: Any) -> Any:
-    """Compute a layer as its class has it when it is called: FSDP2 makes another of it, which alone computes twice."""
-    return type(layer).forward(layer, *given, **named)
+def _compiled(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a class of layers that compute what those of `kind` do."""
+    import torch
+    from transformers import modeling_layers
+
+    own: Any = kind.forward
+    while own.__globals__ is vars(modeling_layers) and hasattr(own, "__wrapped__"):  # what computes it twice
+        own = own.__wrapped__
+    return type(kind.__name__, (kind,), {"forward": torch.compile(own, backend=BACKEND, dynamic=True)})
 
 
 def describe(model: nn.Module) -> str:
@@ -107,7 +114,7 @@ class _Told(logging.Handler):
         if "hit config" in record.msg and isinstance(record.args, tuple):
             _, limit, function, reason, *_ = record.args
             log.warning(
-                "compile: %s has been compiled %s times; whatever is new is computed without from here on, right but "
-                "slower. The last reason: %s. Leave compile out if it does not pay",
+                "compile: the layers' %s has been compiled %s times; whatever is new is computed without from "
+                "here on, right but slower. The last reason: %s. Leave compile out if it does not pay",
                 function, limit, reason,
             )  # fmt: skip

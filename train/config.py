@@ -100,8 +100,8 @@ class RunConfig(Section):
         False,
         "Compile the model's layers (torch.compile): the same losses but for rounding, dropout included. Takes a C++ "
         "compiler and a minute or more at the start. On a CPU it has brought nothing, and an encoder then computes "
-        "padding (see padding_free), so that dropout falls otherwise; on an H200 a decoder of 1 B was 1.4 times as "
-        "fast, and a ModernBERT 1.5 times.",
+        "padding (see padding_free), so that dropout falls otherwise; on an H200 a decoder of 1 B was about 1.4 "
+        "times as fast, and a ModernBERT about 1.5 times.",
     )
     activation_checkpointing: Literal["auto"] | bool = operational(
         "auto",

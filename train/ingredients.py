@@ -122,8 +122,6 @@ def _leave_padding_out(config: RunConfig, model: Any) -> str:
         return ""
     if config.compile and model.device.type == "cpu":  # where rows are grouped for attention, in Python
         return "compile is on, and layers that are compiled for a CPU compute padding"
-    if config.compile and config.activation_checkpointing is True:  # what is computed again does not know the batch
-        return "compile and activation_checkpointing are both on, so padding is computed"
     return "" if enable(model) else obstacle(model)
 
 

@@ -112,7 +112,7 @@ def kept(model: nn.Module, forward: Callable[[], object]) -> int:
     return sum(found.values())
 
 
-def choose(model: Any, choice: Choice, *, compiled: bool, memory: int, needed: Callable[[], Estimate] | None) -> bool:
+def choose(model: Any, choice: Choice, *, memory: int, needed: Callable[[], Estimate] | None) -> bool:
     """Let the layers of a model be computed twice, if that is asked for, or with "auto" if memory would not suffice.
 
     memory: bytes of the device's. `needed` is asked with "auto" alone; None where that never does it (on a CPU). Raises
@@ -137,7 +137,7 @@ def choose(model: Any, choice: Choice, *, compiled: bool, memory: int, needed: C
         )
         if not twice:
             return False
-    _enable(model, compiled=compiled)
+    _enable(model)
     return True
 
 
@@ -156,7 +156,7 @@ def able(model: Any) -> bool:
     )
 
 
-def _enable(model: Any, *, compiled: bool) -> None:
+def _enable(model: Any) -> None:
     """Switch it on as transformers does, but for two habits that its older way of computing twice needs.
 
     Inputs need not require a gradient: beneath the first layer that learns the backward pass would go on for nothing.
@@ -164,12 +164,12 @@ def _enable(model: Any, *, compiled: bool) -> None:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    how, modules = _compiled if compiled else _again, list(_inner(model).modules())
+    modules = list(_inner(model).modules())
     layers = {module for module in modules if isinstance(module, GradientCheckpointingLayer)}
     within = {part for layer in layers for part in layer.modules()} - layers
     for module in modules:
         if hasattr(module, "gradient_checkpointing") and module not in within:
-            module.gradient_checkpointing, module._gradient_checkpointing_func = True, how
+            module.gradient_checkpointing, module._gradient_checkpointing_func = True, _again
 
 
 def _again(function: Callable[..., Any], *given: Any) -> Any:
@@ -178,11 +178,6 @@ def _again(function: Callable[..., Any], *given: Any) -> Any:
 
 
 _again.remembers = True  # type: ignore[attr-defined]  # see padding_free
-
-
-def _compiled(function: Callable[..., Any], *given: Any) -> Any:
-    """The same where the layer is compiled: then padding is computed, and there is nothing to know of the batch."""
-    return checkpoint(function, *given, use_reentrant=False)
 
 
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -55,7 +55,7 @@ def nothing(model: Any, ingredients: Ingredients, batches: Feed) -> Callable[[],
     return forward
 
 
-def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batches: Feed, *, compiled: bool) -> None:
+def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batches: Feed) -> None:
     """Decide whether layers are computed twice: the same on all processes. See `recomputation.choose`.
 
     On a GPU two micro-batches, of two rows and of eight, are computed to see what they keep; of fewer where the run's
@@ -95,7 +95,7 @@ def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batc
     if accelerator.num_processes > 1:  # that of the smallest
         every: Any = accelerator.gather(torch.tensor([memory], device=accelerator.device))
         memory = int(every.min())
-    choose(model, choice, compiled=compiled, memory=memory, needed=needed if memory else None)
+    choose(model, choice, memory=memory, needed=needed if memory else None)
 
 
 def _memory(accelerator: Any) -> int:

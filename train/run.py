@@ -208,7 +208,7 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
     if config.adapter:
         forward = first_loss(ingredients, batches)
         frozen.hold(ingredients.model, forward, accelerator, ingredients.precision, merges=config.adapter.merge)
-    settle_memory(config.activation_checkpointing, ingredients, built, batches, compiled=config.compile)
+    settle_memory(config.activation_checkpointing, ingredients, built, batches)
     if config.compile:
         compilation.compile_layers(ingredients.model)
     spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision, settings.max_grad_norm)

@@ -49,6 +49,8 @@ class Snapshot:
             return self._do_without(f"a copy of {size / 1e9:.1f} GB could not be made ({reason})")
 
     def _do_without(self, reason: str) -> None:
+        if self._stager is not None:
+            self._stager.close()  # it holds itself, and with it what it has pinned
         self._fits, self._stager = False, None
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of a machine one is enough
             log.warning(

@@ -3,11 +3,11 @@
 All take about as many real tokens in an update as ours: `conversations` rows of their own length or, packed, `batch`
 rows of `longest` tokens. `trl` is the example of its documentation: micro-batches of 8 (the default), activation
 checkpointing. Those that are tuned leave that out, take micro-batches of rows of a length (`group_by_length`; on an
-H200 eight an update 29,000 tokens/s, 17 of them 17,900, 17 by `batch_rebalance` 18,700; four do not fit), log nothing,
-and use Liger's kernels where they are installed and there is a GPU, without `compile`. With LoRA they hold the frozen
-weights in bf16. Attention is PyTorch's (sdpa): flash-attention is not installed. Packed rows go one at a time, since
-TRL lays those of a micro-batch end to end and the mask is quadratic; without flash-attention transformers makes that
-mask from the positions, so that no conversation sees another (`benchmarks.trl_sft` compares the losses).
+H200 eight an update 29,000 tokens/s, 17 of them 17,900, 17 by `batch_rebalance` 18,700; four do not fit by length), log
+nothing, and use Liger's kernels where they are installed and there is a GPU, without `compile`. With LoRA they hold the
+frozen weights in bf16. Attention is PyTorch's (sdpa): flash-attention is not installed. Packed rows go one at a time,
+since TRL lays those of a micro-batch end to end and the mask is quadratic; without flash-attention transformers makes
+that mask from the positions, so that no conversation sees another (`benchmarks.trl_sft` compares the losses).
 """
 
 from __future__ import annotations

@@ -60,6 +60,3 @@ def test_a_cpu_compiles_with_padding(make_config: Make) -> None:
     """Other devices do not: `tests/test_compilation.py`."""
     config, on_a_cpu = validate(make_config(compile=True), "test"), SimpleNamespace(device=torch.device("cpu"))
     assert _leave_padding_out(config, on_a_cpu) == COMPILED
-    twice = validate(make_config(compile=True, activation_checkpointing=True), "test")
-    on_a_gpu = SimpleNamespace(device=torch.device("cuda"))
-    assert _leave_padding_out(twice, on_a_gpu).startswith("compile and activation_checkpointing are both on")
