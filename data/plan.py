@@ -5,6 +5,7 @@ How a batch is cut is a matter of memory and speed, never of learning: the loss 
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,8 +96,7 @@ def plan_batch(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroB
     one, or in runs of neighbours in length where that is less: then who has long rows has fewer, and there is less
     padding, but a bound on rows may forbid it. So processes may hold different numbers of rows.
 
-    Where padding costs nothing, all have equally many rows, or one less, and nearly equally many tokens: of 256 rows
-    of log-normal lengths on eight processes the one with most has 0.1 % more than the mean, by the cost below 14 %.
+    Where padding costs nothing, all have nearly equally many tokens, as nearly as the last row dealt out allows.
 
     Else the cost is rows x longest row: tokens, padding counted. Attention's own part, rows x longest², is left out: of
     a 7B model's work (4,096 wide, 32 layers) it is 4 % at 1,000 tokens, half of it where attention is causal.
@@ -142,23 +142,27 @@ def _singly(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatc
 
 
 def _evenly(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatch]]:
-    """Deal neighbours in length out one to each process, the longest to who has the fewest tokens so far."""
-    plan: list[list[MicroBatch]] = [[] for _ in range(world)]
-    done = np.zeros(world, dtype=np.int64)
-    for group in cut(lengths, bounds, world):
-        dealt = np.full((-(-len(group) // world), world), -1, dtype=np.int64)
-        for column, begin in enumerate(range(0, len(group), world)):
-            rows = group[begin : begin + world]
-            receivers = np.argsort(done, kind="stable")[: len(rows)]
-            dealt[column, receivers] = rows
-            done[receivers] += lengths[rows]
-        for share, rows in zip(plan, dealt.T, strict=True):
-            share.append(_micro_batch(rows[rows >= 0], group))
-    return plan
-
-
-def _micro_batch(rows: Indices, group: Indices) -> MicroBatch:
-    return MicroBatch(rows) if len(rows) else MicroBatch(group[-1:], filler=True)
+    """Deal rows out from the longest on, each to the process that has the fewest tokens so far; each cuts its own."""
+    order = np.argsort(-lengths, kind="stable")
+    dealt: list[list[int]] = [[] for _ in range(world)]
+    least = [(0, process) for process in range(world)]
+    for row in order.tolist():
+        tokens, process = least[0]
+        dealt[process].append(row)
+        heapq.heapreplace(least, (tokens + int(lengths[row]), process))
+    held = [rows for rows in map(np.array, dealt) if len(rows)]
+    plan = [[rows[group] for group in cut(lengths[rows], bounds)] for rows in held] + [[]] * (world - len(held))
+    count = max(map(len, plan))
+    filler = MicroBatch(order[-1:], filler=True)
+    even = []
+    for groups in plan:
+        while len(groups) < count and any(len(group) > 1 for group in groups):  # a filler would teach nothing
+            most = max(
+                range(len(groups)), key=lambda at: (len(groups[at]) > 1, len(groups[at]) * lengths[groups[at][0]])
+            )
+            groups[most : most + 1] = np.array_split(groups[most], 2)
+        even.append([MicroBatch(group) for group in groups] + [filler] * (count - len(groups)))
+    return even
 
 
 def _shares(group: Indices, world: int) -> list[MicroBatch]:
@@ -166,7 +170,8 @@ def _shares(group: Indices, world: int) -> list[MicroBatch]:
     dealt = np.full((columns, world), -1, dtype=np.int64)
     dealt.flat[: len(group)] = group
     dealt[1::2] = dealt[1::2, ::-1].copy()
-    return [_micro_batch(share[share >= 0], group) for share in dealt.T]
+    shares = [share[share >= 0] for share in dealt.T]
+    return [MicroBatch(share) if len(share) else MicroBatch(group[-1:], filler=True) for share in shares]
 
 
 def _in_runs(tall: list[int], bounds: Bounds, world: int, count: int, highest: int) -> list[Runs] | None:
