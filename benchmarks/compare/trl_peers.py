@@ -95,7 +95,7 @@ def trl(work: Workload, folder: Path, meter: Meter) -> None:
 
 
 def trl_tuned(work: Workload, folder: Path, meter: Meter) -> None:
-    """Rows of their own length, balanced."""
+    """Rows of their own length, those of a micro-batch alike."""
     _train(work, folder, meter, tuned=True, **_tuned(work, compiled=False), **_apart(work))
 
 
