@@ -135,6 +135,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.slow
+def test_three_processes_compute_compiled_layers_twice(build: Build, tmp_path: Path) -> None:
+    """DDP of more than two arranges its buckets first, by a pass that is not compiled. Last run on 2026-11-28."""
+    alone = build("causal_lm", "alone-three", micro_batch_size=32)
+    assert carry_out(alone) == 0
+    config = build("causal_lm", "three", compile=True, activation_checkpointing=True)
+    launch([{"config": config, "strategy": environment("ddp"), "backend": QUICK}], 3, tmp_path)
+    check(Path(config["output"]), 3, Path(alone["output"]))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", [CASES[:1], CASES[1:]])
 def test_processes_and_strategies(cases: list[Any], build: Build, tmp_path: Path) -> None:
     """DDP and FSDP2, the whole model and LoRA, an encoder and a decoder: as alone and not compiled, float64, 1e-9.

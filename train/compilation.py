@@ -25,7 +25,7 @@ not, gradients or not, a mask or none, one row or several, one token or several,
 def compile_layers(model: nn.Module) -> None:
     """Compile the layers of `model` in place, when they are first called.
 
-    Names of parameters, classes and hooks stay, so that FSDP2, adapters, checkpoints and exports know nothing of it.
+    Hooks and names, of classes too, stay, so that FSDP2, adapters, checkpoints and exports know nothing of it.
     Only layers are compiled: one graph serves all of a kind, and FSDP2 gathers between them. Hooks are not: they are
     called before and after, and to those that leave padding out every size would be a graph of its own. Nor is what
     computes a layer twice (`recomputation`): that calls the graph twice. Dropout draws what it draws without. Raises
@@ -66,7 +66,8 @@ def _compiled(kind: type[nn.Module]) -> type[nn.Module]:
     own: Any = kind.forward
     while own.__globals__ is vars(modeling_layers) and hasattr(own, "__wrapped__"):  # what computes it twice
         own = own.__wrapped__
-    return type(kind.__name__, (kind,), {"forward": torch.compile(own, backend=BACKEND, dynamic=True)})
+    named = {name: getattr(kind, name) for name in ("__module__", "__qualname__")}
+    return type(kind.__name__, (kind,), {**named, "forward": torch.compile(own, backend=BACKEND, dynamic=True)})
 
 
 def describe(model: nn.Module) -> str:

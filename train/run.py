@@ -213,7 +213,8 @@ def _learner(config: RunConfig, ingredients: Ingredients, batches: Feed, updates
         compilation.compile_layers(ingredients.model)
     spread = strategy.prepare(accelerator, ingredients.model, built, ingredients.precision, settings.max_grad_norm)
     spread.model.train()
-    spread.settle(nothing(spread.model, ingredients, batches))
+    with compilation.eager():  # a single row would be compiled for itself; and what computes twice must do alike
+        spread.settle(nothing(spread.model, ingredients, batches))
     if config.compile:
         compile_now(spread, ingredients, batches)
     return Learner(
