@@ -102,7 +102,7 @@ class Backend(ABC):
     def arrived(self, tracker: GeneralTracker, before: int) -> int | None:
         """Return the highest update of this run that is where the tracker keeps it; None if that cannot be asked.
 
-        before: what was returned at the start before this one, -1 at the first.
+        before: what had arrived at the start before this one, as far as was known; -1 at the first.
         """
         return None
 

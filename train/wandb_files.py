@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-HEADER = 7
+BEGIN = b":W&B\xe1\xbe\x00"
+HEADER = len(BEGIN)
 BLOCK = 2**15
 TAIL = 64 * BLOCK
 """What is read of the end of a file at first: a long run's file has gigabytes."""
@@ -24,12 +25,17 @@ _WHOLE, _FIRST, _MIDDLE, _LAST = range(1, 5)
 
 
 def last_step(folder: Path, run_id: str, newest: Path) -> int | None:
-    """Return the highest step that the files of a run hold, -1 if they hold none; None if there are none.
+    """Return the highest step that the files of a run hold, -1 if they hold none; None if none is of a known format.
 
     folder: where W&B keeps its runs. newest: the folder in it of the start that has just begun, which is not asked.
     """
     there = [file for file in folder.glob(f"*/run-{glob.escape(run_id)}.wandb") if file.parent != newest]
-    return max(map(_last, there), default=None)
+    return max(map(_last, filter(_known, there)), default=None)
+
+
+def _known(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return BEGIN.startswith(stream.read(HEADER))
 
 
 def _last(file: Path) -> int:

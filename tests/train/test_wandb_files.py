@@ -19,7 +19,7 @@ from train.wandb_files import BLOCK, last_step, steps
 def write(file: Path, recorded: Sequence[int], sizes: Sequence[int]) -> None:
     """Write records of these steps, each behind another kind of record, in a LevelDB log."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = bytearray(b":W&B\xd9\xbe\x00")
+    content = bytearray(b":W&B\xe1\xbe\x00")
     for step, size in zip(recorded, sizes, strict=True):
         history, other = Record(), Record()
         history.history.item.add(nested_key=["train/loss"], value_json="0." + "1" * size)
@@ -79,6 +79,10 @@ def test_the_last_step_of_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert last_step(folder, "abc", newest) is None  # nothing to ask
     write(folder / "offline-run-20260104_000000-abc/run-abc.wandb", [], [])
     assert last_step(folder, "abc", newest) == -1  # its service was ended before it wrote any
+    (folder / "offline-run-20260104_000000-abc/run-abc.wandb").write_bytes(b":W&B\xe1\xbe\x01 of a later version")
+    assert last_step(folder, "abc", newest) is None
+    (folder / "offline-run-20260104_000000-abc/run-abc.wandb").write_bytes(b"")
+    assert last_step(folder, "abc", newest) == -1
     write(folder / "run-20260103_000000-abc/run-abc.wandb", [6, 7], [10, 10])
     write(folder / "offline-run-20260102_000000-abc/run-abc.wandb", [4, 5], [10, 10])
     write(folder / "offline-run-20260106_000000-abcd/run-abcd.wandb", [70], [10])
