@@ -274,8 +274,8 @@ def hole() -> Iterator[str]:
 
 
 def test_a_server_that_never_answers_costs_the_timeout_and_one_warning(tmp_path: Path, hole: str) -> None:
-    ended = run(tmp_path / "run", start=0, stop=50, timeout=3, server=hole)
-    assert_at_most(ended, 5, "did not start")
+    ended = run(tmp_path / "run", start=0, stop=50, timeout=6, server=hole)  # on a busy machine imports take 3 s
+    assert_at_most(ended, 8, "did not start")
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 62
 
 
