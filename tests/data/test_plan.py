@@ -84,11 +84,13 @@ def test_plan_holds_every_row_once_in_bounds_and_equal_counts(lengths: np.ndarra
     for parts in zip(*plan, strict=True):  # the processes go through the model side by side
         assert not all(part.filler for part in parts)
     for share in plan:
-        costs = [(part.filler, -len(part.rows) * int(lengths[part.rows].max())) for part in share]
+        each = [int(lengths[part.rows].sum() if bounds.padding_free else len(part.rows) * lengths[part.rows].max())
+                for part in share]  # fmt: skip
+        costs = [(part.filler, -cost) for part, cost in zip(share, each, strict=True)]
         assert world == 1 or costs == sorted(costs), "like cost stands beside like"
 
 
-@given(lengths=lengths_of, bounds=bounds_of, world=some.integers(1, 5))
+@given(lengths=lengths_of, bounds=dealt_of, world=some.integers(1, 5))
 @settings(max_examples=100, deadline=None)
 def test_fillers_only_where_rows_do_not_go_round(lengths: np.ndarray, bounds: Bounds, world: int) -> None:
     plan = plan_batch(lengths, bounds, world)
@@ -119,33 +121,36 @@ def test_processes_never_take_longer_than_with_like_rows(lengths: np.ndarray, bo
 
 
 @given(lengths=lengths_of, bounds=bounds_of, world=some.integers(2, 6))
-@settings(max_examples=300, deadline=None)
-def test_without_padding_processes_have_equally_many_tokens(lengths: np.ndarray, bounds: Bounds, world: int) -> None:
-    """The one with most would have no more than another but for its shortest row; fillers are as short as there are."""
-    plan = plan_batch(lengths, replace(bounds, padding_free=True), world)
-    counted = [[lengths[part.rows] for part in share if not part.filler] for share in plan]
-    tokens = [sum(int(each.sum()) for each in share) for share in counted]
-    last = min(int(each.min()) for each in counted[int(np.argmax(tokens))])
-    assert max(tokens) - min(tokens) <= last
-    fillers = [part.rows for share in plan for part in share if part.filler]
-    assert all(lengths[rows].tolist() == [lengths.min()] for rows in fillers)
+@settings(max_examples=200, deadline=None)
+def test_without_padding_processes_never_take_longer_than_with_padding_s_plan(
+    lengths: np.ndarray, bounds: Bounds, world: int
+) -> None:
+    """Nor than with neighbours dealt out: the lengths of the busiest's rows, and the overhead of its micro-batches."""
+
+    def busy(plan: list[list[MicroBatch]]) -> int:
+        tokens = [sum(int(lengths[part.rows].sum()) for part in share if not part.filler) for share in plan]
+        return max(tokens) + bounds.overhead * len(plan[0])
+
+    free = plan_batch(lengths, replace(bounds, padding_free=True), world)
+    groups = cut(lengths, bounds, world)
+    dealt = sum(-(-len(group) // world) * int(lengths[group[0]]) for group in groups)
+    assert busy(free) <= dealt + bounds.overhead * len(groups)
+    assert len(free[0]) <= max(len(groups), len(lengths) // world)
 
 
-def test_without_padding_the_busiest_has_hardly_more_than_the_mean() -> None:
-    generator = np.random.default_rng(0)
-    for rows, most in ((32, 1.05), (256, 1.002)):
-        for overhead in (1000, 2**20):
-            lengths = generator.lognormal(5, 0.8, rows).clip(5, 512).astype(np.int64)
-            plan = plan_batch(lengths, Bounds(tokens=16_384, overhead=overhead, padding_free=True), 8)
-            tokens = [sum(int(lengths[part.rows].sum()) for part in share) for share in plan]
-            assert max(tokens) < most * np.mean(tokens)
-
-
-@given(lengths=lengths_of, bounds=bounds_of, world=some.integers(2, 5))
-@settings(max_examples=100, deadline=None)
-def test_without_padding_who_has_rows_to_split_gets_no_filler(lengths: np.ndarray, bounds: Bounds, world: int) -> None:
-    for share in plan_batch(lengths, replace(bounds, padding_free=True), world):
-        assert not any(part.filler for part in share) or all(len(part.rows) == 1 for part in share)
+@pytest.mark.parametrize(("rows", "most"), [(64, 1.08), (256, 1.025)])
+@pytest.mark.parametrize("overhead", [1000, 2**20])
+def test_without_padding_the_busiest_has_hardly_more_than_the_mean(rows: int, most: float, overhead: int) -> None:
+    """On eight processes, on average; dealt out as if padding cost 1.17 and 1.15. And no more micro-batches."""
+    generator, found = np.random.default_rng(0), []
+    for _ in range(20):
+        lengths = generator.lognormal(5, 0.8, rows).clip(5, 512).astype(np.int64)
+        bounds = Bounds(tokens=16_384, overhead=overhead, padding_free=True)
+        plan = plan_batch(lengths, bounds, 8)
+        tokens = [sum(int(lengths[part.rows].sum()) for part in share) for share in plan]
+        found.append(max(tokens) / np.mean(tokens))
+        assert len(plan[0]) <= len(plan_batch(lengths, replace(bounds, padding_free=False), 8)[0])
+    assert np.mean(found) < most
 
 
 @given(lengths=lengths_of, bounds=bounds_of, world=some.integers(2, 6))
