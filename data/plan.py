@@ -105,7 +105,7 @@ def plan_batch(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroB
         return [[MicroBatch(group) for group in cut(lengths, bounds)]]
     singly = _singly(lengths, bounds, world)
     order = np.argsort(-lengths, kind="stable")
-    rows = Rows(lengths[order].tolist(), padding_free=bounds.padding_free)
+    rows = Sorted(lengths[order].tolist(), padding_free=bounds.padding_free)
     highest = max(sum(_cost(lengths, part, bounds) for part in share) for share in singly)
     dealt = _in_runs(rows, bounds, world, len(singly[0]), highest)
     plan = singly if dealt is None else [[MicroBatch(order[slice(*run)]) for run in runs] for runs in dealt]
@@ -145,7 +145,7 @@ def _shares(group: Indices, world: int) -> list[MicroBatch]:
     return [MicroBatch(share) if len(share) else MicroBatch(group[-1:], filler=True) for share in shares]
 
 
-class Rows:
+class Sorted:
     """Rows in order of length, longest first, and what runs of them cost."""
 
     def __init__(self, tall: list[int], *, padding_free: bool) -> None:
@@ -163,7 +163,7 @@ class Rows:
         return budget // self.tall[at]
 
 
-def _in_runs(rows: Rows, bounds: Bounds, world: int, count: int, highest: int) -> list[Runs] | None:
+def _in_runs(rows: Sorted, bounds: Bounds, world: int, count: int, highest: int) -> list[Runs] | None:
     """Return each process's runs at the least time found: its highest cost + overhead x number of its runs.
 
     None where that is no less than with `highest` and `count`, from which it is searched for in halving steps. There
@@ -189,7 +189,7 @@ def _in_runs(rows: Rows, bounds: Bounds, world: int, count: int, highest: int) -
     return runs
 
 
-def _least(rows: Rows, bounds: Bounds, world: int, count: int, limit: int) -> tuple[int, list[Runs]] | None:
+def _least(rows: Sorted, bounds: Bounds, world: int, count: int, limit: int) -> tuple[int, list[Runs]] | None:
     """Return (highest cost, runs), `count` for each process: nearly the least cost that dealing finds.
 
     None where that is more than `limit`. Found by bisection, to 0.4 % of the least that can be.
@@ -206,7 +206,7 @@ def _least(rows: Rows, bounds: Bounds, world: int, count: int, limit: int) -> tu
     return found
 
 
-def _deal(rows: Rows, bounds: Bounds, world: int, count: int, limit: int) -> tuple[int, list[Runs]] | None:
+def _deal(rows: Sorted, bounds: Bounds, world: int, count: int, limit: int) -> tuple[int, list[Runs]] | None:
     """Deal all rows out in order, `count` runs to each process at a cost of at most `limit`; None if they do not go.
 
     Each round goes over all processes, who has least to do first, and lets a run take an equal part of what its process

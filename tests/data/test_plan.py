@@ -122,10 +122,10 @@ def test_processes_never_take_longer_than_with_like_rows(lengths: np.ndarray, bo
 
 @given(lengths=lengths_of, bounds=bounds_of, world=some.integers(2, 6))
 @settings(max_examples=200, deadline=None)
-def test_without_padding_processes_never_take_longer_than_with_padding_s_plan(
+def test_without_padding_processes_never_take_longer_than_with_neighbours_dealt_out(
     lengths: np.ndarray, bounds: Bounds, world: int
 ) -> None:
-    """Nor than with neighbours dealt out: the lengths of the busiest's rows, and the overhead of its micro-batches."""
+    """The lengths of the busiest's rows, and the overhead of its micro-batches, of which there are not more either."""
 
     def busy(plan: list[list[MicroBatch]]) -> int:
         tokens = [sum(int(lengths[part.rows].sum()) for part in share if not part.filler) for share in plan]
