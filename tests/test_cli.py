@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
@@ -227,28 +228,32 @@ sys.exit(code)
 """
 
 
-def answer(*arguments: str) -> tuple[int, str]:
-    """Return exit code and output of the program in a process; it must be quick and import nothing heavy."""
+def timed(*arguments: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Return the seconds of processor time that a process of Python takes, and what it said."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     variables.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's second start finds our modules compiled
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", *arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=60
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
+
+
+def answer(*arguments: str) -> tuple[int, str]:
+    """Return exit code and output of the program in a process; it must be quick and import nothing heavy."""
     # Time on the processor, not on the clock, and the least of eight: what others do on the same core can only add.
+    least = math.inf
     for _ in range(8):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE.format(heavy=HEAVY), *arguments],
-            cwd=ROOT,
-            env=variables,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken, done = timed(PROBE.format(heavy=HEAVY), *arguments)
         lines = done.stdout.splitlines()
         assert lines[-1].split() == ["imported:"], done.stdout + done.stderr
-        taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        if taken < 1.0:
+        least = min(least, taken)
+        if least < 1.0:
             break
-    assert taken < 1.0
+    else:  # on a machine on which the libraries that it needs take half of that by themselves
+        bare = min(timed("import numpy, omegaconf, pydantic, yaml")[0] for _ in range(8))
+        assert least < 2.2 * bare, (least, bare)
     return done.returncode, done.stdout + done.stderr
 
 
