@@ -208,6 +208,21 @@ def test_a_model_that_names_no_layers() -> None:
         compilation.compile_layers(torch.nn.Linear(2, 2))
 
 
+def test_a_layer_with_a_forward_of_its_own_is_left_as_it_is(quick: None, caplog: pytest.LogCaptureFixture) -> None:
+    """And it is said: what hangs on a layer itself comes before its class's."""
+    model = make("Bert")
+    layers = list(next(stacks(model.base_model))[1])
+    layers[0].forward = layers[0].forward
+    with caplog.at_level(logging.WARNING, "train"):
+        compilation.compile_layers(model)
+    said = [record.getMessage() for record in caplog.records if record.name == "train"]
+    assert said == [
+        f"compile: 1 of {len(layers)} layers (BertLayer) are computed without: somebody has given each a `forward` of "
+        "its own"
+    ]
+    assert compilation.describe(model) == f"{len(layers) - 1} BertLayer"
+
+
 def kernel(
     query: Any, key: Any, value: Any, starts: Any, _: Any, most: int, mosts: int, **options: Any
 ) -> torch.Tensor:

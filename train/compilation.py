@@ -52,6 +52,12 @@ def compile_layers(model: nn.Module) -> None:
     if not any(isinstance(handler, _Told) for handler in logger.handlers):
         logger.addHandler(_Told())
     # Classes are given another `forward`, not layers: around that of each transformers wraps what computes it twice
+    own = [layer for layer in found if "forward" in vars(layer)]
+    if own:  # which hides its class's
+        log.warning(
+            "compile: %d of %d layers (%s) are computed without: somebody has given each a `forward` of its own",
+            len(own), len(found), type(own[0]).__name__,
+        )  # fmt: skip
     classes = {kind: _compiled(kind) for kind in {type(layer) for layer in found}}
     for layer in found:
         layer.__class__ = classes[type(layer)]
