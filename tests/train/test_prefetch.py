@@ -16,9 +16,14 @@ import torch
 from data.batches import Batch, Part
 from train import prefetch
 
+chosen = list[tuple[Any, int]]()
+"""The devices that were chosen, and by which thread."""
+
 
 @pytest.fixture(autouse=True)
 def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen.clear()
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((device, threading.get_ident())))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(record_event=lambda: "there"))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(prefetch, "_take_over", lambda batch, copied, device: None)
@@ -42,6 +47,8 @@ def test_in_order_and_sent() -> None:
     found = list(ahead(((number, batch(number)) for number in range(1, 9)), []))
     assert [number for number, _ in found] == [*range(1, 9)]
     assert [int(each.parts[0].tensors["x"]) for _, each in found] == [*range(2, 10)]
+    [(device, thread)] = chosen
+    assert device == "gpu" and thread != threading.get_ident(), "a thread begins with the first GPU"
 
 
 def test_a_halving_while_a_batch_is_made() -> None:
