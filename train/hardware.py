@@ -223,16 +223,18 @@ def _choose_kernels() -> None:
 
 
 def _never_ask() -> None:
-    """Let transformers make a mask of what it is given, where there are gradients, without asking the GPU whether all
-    of it is ones, nor, where none is given, whether there is padding all the same, to warn of it: it would wait for the
-    answer in every micro-batch. Who has no padding gives no mask."""
+    """Let transformers make a mask of what it is given without asking the GPU whether all of it is ones, nor, where
+    none is given, whether there is padding all the same, to warn of it: it would wait for the answer in every
+    micro-batch. Who has no padding gives no mask. Decoders that do not learn, as where texts are written, may ask."""
     import torch
     from transformers import AttentionMaskInterface, PreTrainedModel
     from transformers.masking_utils import sdpa_mask
 
     def made(**options: Any) -> torch.Tensor | None:
-        if options.get("attention_mask") is not None and torch.is_grad_enabled():
-            options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        if options.get("attention_mask") is not None:
+            options["allow_is_bidirectional_skip"] = False
+            if torch.is_grad_enabled():
+                options["allow_is_causal_skip"] = False
         return sdpa_mask(**options)
 
     AttentionMaskInterface.register("sdpa", made)

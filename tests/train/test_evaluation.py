@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import AttentionMaskInterface, PreTrainedModel
 
 from data.errors import UserError
 from tests.conftest import rows
 from tests.distributed import launch
 from tests.worker import carry_out
+from train import hardware
 from train.checkpoint import Checkpoints
 from train.evaluation import Coming, Evaluator, joined, stacked
 
@@ -106,14 +108,17 @@ def test_predictions_of_different_width_are_filled_up() -> None:
 
 
 def test_the_device_is_waited_for_once(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between micro-batches nobody asks for a value; all predictions are fetched when the last is on its way."""
+    """Between micro-batches nobody asks for a value; all predictions are fetched when the last is on its way.
+
+    Of an encoder that computes padding: one that does not counts its tokens on a CPU.
+    """
     asked, waits, begun = list[str](), list[int](), list[int]()
     real_arrived, real_found = Coming.arrived, Evaluator._found
 
     def found(self: Evaluator, part: Any) -> Any:
         begun.append(1)
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("item", "tolist", "cpu"):
+            for name in ("item", "tolist", "cpu", "nonzero", "__bool__", "__int__", "__float__", "__index__"):
                 real = getattr(torch.Tensor, name)
                 patch.setattr(
                     torch.Tensor, name, lambda *given, name=name, real=real: (asked.append(name), real(*given))[1]
@@ -126,7 +131,10 @@ def test_the_device_is_waited_for_once(make_config: MakeConfig, monkeypatch: pyt
 
     monkeypatch.setattr(Evaluator, "_found", found)
     monkeypatch.setattr(Coming, "arrived", arrived)
-    assert carry_out(make_config(updates=1, evaluate__batch_tokens=60)) == 0
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "sdpa", None)  # what it was comes back at the end
+    monkeypatch.setattr(PreTrainedModel, "warn_if_padding_and_no_attention_mask", None)
+    hardware._never_ask()  # as on a GPU
+    assert carry_out(make_config(updates=1, evaluate__batch_tokens=60, padding_free=False)) == 0
     assert asked == []
     assert len(begun) > 3 and waits == [len(begun)]
     monkeypatch.setattr("train.evaluation.ON_THE_WAY", 1)
