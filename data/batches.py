@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data.encoded import REAL, Encoded, Features, take
 from data.errors import UserError
 from data.order import Order
-from data.plan import Bounds, MicroBatch, computed, plan_batch
+from data.plan import Bounds, MicroBatch, computed, cost, plan_batch
 from data.reader import Reader
 from data.windows import grouped
 
@@ -50,9 +50,9 @@ class Batch:
     tokens: int
     """Real tokens over all processes."""
     computed: int
-    """Tokens that this process computes, padding counted."""
+    """Tokens that are computed over all processes: padding counts where it is computed."""
     lengths: NDArray[np.int64]
-    """Tokens of each example, over all processes."""
+    """Tokens of each example, over all processes: of several sequences, what they take when computed."""
     recut: Callable[[], Batch]
     """Cuts the same examples anew, by the bounds that hold by then."""
     places: Callable[[], Places] = dict
@@ -119,7 +119,7 @@ class Batches:
         """
         bounds = self.bounds_of(update)
         parts = [part.rows for share in plan_batch(lengths, bounds, self.world) for part in share]
-        sizes = [(len(rows), len(rows) * int(lengths[rows].max())) for rows in parts if len(rows) > 1]
+        sizes = [(len(rows), cost(lengths, rows, bounds)) for rows in parts if len(rows) > 1]
         if not sizes:
             raise UserError(alone)
         most, tokens = (max(column) // 2 for column in zip(*sizes, strict=True))
@@ -169,14 +169,15 @@ class Batches:
         self, update: int, ids: NDArray[np.int64], features: Features, places: Callable[[], Places] = dict
     ) -> Batch:
         """Return the batch of these examples, whose features all processes know, cut for this one as `update` is."""
-        lengths = features["length"]
-        mine = plan_batch(lengths, self.bounds_of(update), self.world)[self.process]
+        bounds, real = self.bounds_of(update), REAL if REAL in features else "length"
+        lengths = features[real if bounds.padding_free else "length"]
+        plan = plan_batch(lengths, bounds, self.world)
         return Batch(
-            parts=[_part(micro_batch, ids, features, self.collate) for micro_batch in mine],
+            parts=[_part(micro_batch, ids, features, self.collate) for micro_batch in plan[self.process]],
             examples=ids,
             targets=self.count(features),
-            tokens=int(features[REAL if REAL in features else "length"].sum()),
-            computed=computed(lengths, mine),
+            tokens=int(features[real].sum()),
+            computed=sum(computed(lengths, share, bounds) for share in plan),
             lengths=lengths,
             recut=partial(self.cut, update, ids, features, places),
             places=places,
@@ -190,12 +191,12 @@ class Batches:
     def padding_efficiency(self, sample: int = 200) -> float:
         """Return real over computed tokens in the first epoch, from at most `sample` batches; reads lengths only."""
         batches = self._sampled(max(10, sample // self.world))  # a plan for many processes takes longer
-        ids = np.concatenate(batches)
-        each = np.split(self.encoded.lengths(ids), np.cumsum([len(one) for one in batches])[:-1])
-        plans = ((lengths, plan_batch(lengths, self.bounds, self.world)) for lengths in each)
-        return int(self.encoded.tokens(ids).sum()) / sum(
-            computed(lengths, share) for lengths, plan in plans for share in plan
-        )
+        ids, bounds = np.concatenate(batches), self.bounds
+        real = self.encoded.tokens(ids)
+        lengths = real if bounds.padding_free else self.encoded.lengths(ids)
+        each = np.split(lengths, np.cumsum([len(one) for one in batches])[:-1])
+        plans = ((lengths, plan_batch(lengths, bounds, self.world)) for lengths in each)
+        return int(real.sum()) / sum(computed(lengths, share, bounds) for lengths, plan in plans for share in plan)
 
     def _sampled(self, sample: int) -> list[NDArray[np.int64]]:
         """Return the examples of about `sample` updates, spread over the first epoch."""

@@ -18,6 +18,10 @@ Runs = list[tuple[int, int]]
 
 NEAR = 16  # processes among which the one is chosen that a run fits best
 
+WITH_PADDING = 4
+"""Where padding costs nothing, a micro-batch may have so many times its bound on tokens, padding counted: something of
+rows is left all the same (masks, the last layer's output)."""
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -26,11 +30,11 @@ class Bounds:
     rows: int | None = None
     """At most so many rows."""
     tokens: int | None = None
-    """At most so many tokens, padding counted; a single longer row goes alone."""
+    """At most so many tokens; padding counts where it is computed. A single longer row goes alone."""
     overhead: int = 0
     """The fixed cost of one more micro-batch, in tokens that could have been computed in that time."""
     padding_free: bool = False
-    """Whether padding costs nothing: a process has as much to do as the lengths of its rows add up to."""
+    """Whether padding costs nothing: rows take, in time and memory, what their lengths add up to."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ def cut(lengths: Indices, bounds: Bounds, world: int = 1) -> list[Indices]:
     order = np.argsort(-lengths, kind="stable")
     columns = -(-len(order) // world)  # a column: `world` neighbours in length, one for each process
     longest = lengths[order[::world]].astype(np.int64)
-    tall = longest.tolist()
-    if _most(tall[0], bounds, columns) == columns and (columns * tall[0] - sum(tall)) <= bounds.overhead:
+    rows = Sorted(longest.tolist(), bounds)
+    if rows.most(0) == columns and (columns * rows.tall[0] - sum(rows.tall)) <= bounds.overhead:
         return [order]  # all padding costs no more than a second group
     # The best cost of the first `end` columns is the least, over the start of the last group, of
     # best[start] + (end - start) x longest[start] x world + overhead x world: the part without `end` is kept
@@ -64,8 +68,8 @@ def cut(lengths: Indices, bounds: Bounds, world: int = 1) -> list[Indices]:
     previous = [0] * (columns + 1)
     best = first = 0
     for end in range(1, columns + 1):
-        fixed[end - 1] = best - (end - 1) * tall[end - 1] * world
-        while first < end - 1 and end - first > _most(tall[first], bounds, end):
+        fixed[end - 1] = best - (end - 1) * rows.tall[end - 1] * world
+        while end - first > rows.most(first):
             first += 1  # bounds only get harder to keep as the group grows to the left
         costs = slope[first:end] * end
         costs += fixed[first:end]
@@ -78,13 +82,6 @@ def cut(lengths: Indices, bounds: Bounds, world: int = 1) -> list[Indices]:
         groups.append(order[start * world : end * world])
         end = start
     return groups[::-1]
-
-
-def _most(longest: int, bounds: Bounds, rows: int) -> int:
-    """Return how many of `rows` rows fit into one micro-batch, the longest of so many tokens; at least one."""
-    if bounds.tokens is not None:
-        rows = min(rows, bounds.tokens // longest)
-    return max(1, rows if bounds.rows is None else min(rows, bounds.rows))
 
 
 def plan_batch(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatch]]:
@@ -105,17 +102,23 @@ def plan_batch(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroB
         return [[MicroBatch(group) for group in cut(lengths, bounds)]]
     singly = _singly(lengths, bounds, world)
     order = np.argsort(-lengths, kind="stable")
-    rows = Sorted(lengths[order].tolist(), padding_free=bounds.padding_free)
-    highest = max(sum(_cost(lengths, part, bounds) for part in share) for share in singly)
-    dealt = _in_runs(rows, bounds, world, len(singly[0]), highest)
+    rows = Sorted(lengths[order].tolist(), bounds)
+    highest = max(computed(lengths, share, bounds) for share in singly)
+    dealt = _in_runs(rows, world, len(singly[0]), highest)
     plan = singly if dealt is None else [[MicroBatch(order[slice(*run)]) for run in runs] for runs in dealt]
     for share in plan:
-        share.sort(key=lambda part: (part.filler, -_cost(lengths, part, bounds)))
+        share.sort(key=lambda part: (part.filler, -cost(lengths, part.rows, bounds)))
     return plan
 
 
-def _cost(lengths: Indices, part: MicroBatch, bounds: Bounds) -> int:
-    return int(lengths[part.rows].sum()) if bounds.padding_free else len(part.rows) * int(lengths[part.rows[0]])
+def cost(lengths: Indices, rows: Indices, bounds: Bounds) -> int:
+    """Return the tokens that rows take at once, the longest of them first; padding counts where it is computed."""
+    return int(lengths[rows].sum()) if bounds.padding_free else len(rows) * int(lengths[rows[0]])
+
+
+def computed(lengths: Indices, micro_batches: list[MicroBatch], bounds: Bounds) -> int:
+    """Return the tokens that micro-batches take, fillers counted."""
+    return sum(cost(lengths, part.rows, bounds) for part in micro_batches)
 
 
 def _singly(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatch]]:
@@ -128,7 +131,7 @@ def _singly(lengths: Indices, bounds: Bounds, world: int) -> list[list[MicroBatc
     done = np.zeros(world, dtype=np.int64)
     for group in cut(lengths, bounds, world):
         shares = _shares(group, world)
-        costs = np.array([_cost(lengths, share, bounds) for share in shares])
+        costs = np.array([cost(lengths, share.rows, bounds) for share in shares])
         receivers = np.argsort(done, kind="stable")
         for share, process in zip(np.argsort(-costs, kind="stable"), receivers, strict=True):
             plan[process].append(shares[share])
@@ -146,11 +149,11 @@ def _shares(group: Indices, world: int) -> list[MicroBatch]:
 
 
 class Sorted:
-    """Rows in order of length, longest first, and what runs of them cost."""
+    """Rows in order of length, longest first: what runs of them cost, and how many fit into one micro-batch."""
 
-    def __init__(self, tall: list[int], *, padding_free: bool) -> None:
-        self.tall = tall
-        self.ends = [0, *itertools.accumulate(tall)] if padding_free else []
+    def __init__(self, tall: list[int], bounds: Bounds) -> None:
+        self.tall, self.bounds = tall, bounds
+        self.ends = [0, *itertools.accumulate(tall)] if bounds.padding_free else []
 
     def cost(self, at: int, size: int) -> int:
         """Return what `size` rows from place `at` on cost."""
@@ -162,22 +165,30 @@ class Sorted:
             return bisect.bisect_right(self.ends, self.ends[at] + budget, lo=at) - 1 - at
         return budget // self.tall[at]
 
+    def most(self, at: int) -> int:
+        """Return how many rows from place `at` on fit into one micro-batch; at least one."""
+        size, tokens = self.bounds.rows or len(self.tall), self.bounds.tokens
+        if tokens is not None:
+            size = min(size, self.fitting(at, tokens), WITH_PADDING * tokens // self.tall[at])
+        return max(1, min(size, len(self.tall) - at))
 
-def _in_runs(rows: Sorted, bounds: Bounds, world: int, count: int, highest: int) -> list[Runs] | None:
+
+def _in_runs(rows: Sorted, world: int, count: int, highest: int) -> list[Runs] | None:
     """Return each process's runs at the least time found: its highest cost + overhead x number of its runs.
 
     None where that is no less than with `highest` and `count`, from which it is searched for in halving steps. There
     are no fillers: no process is to have more runs than there are rows for.
     """
-    runs, cost, most = None, highest + bounds.overhead * count, len(rows.tall) // world
+    overhead, most, runs = rows.bounds.overhead, len(rows.tall) // world, None
+    cost = highest + overhead * count
 
     def better(other: int) -> bool:
         nonlocal cost, count, runs
-        least = max(1, (cost - bounds.overhead * count) // 256)  # what is hardly less is not worth the search
-        limit = cost - least - bounds.overhead * other
-        found = _least(rows, bounds, world, other, limit) if 1 <= other <= most else None
+        least = max(1, (cost - overhead * count) // 256)  # what is hardly less is not worth the search
+        limit = cost - least - overhead * other
+        found = _least(rows, world, other, limit) if 1 <= other <= most else None
         if found is not None:
-            cost, count, runs = found[0] + bounds.overhead * other, other, found[1]
+            cost, count, runs = found[0] + overhead * other, other, found[1]
         return found is not None
 
     better(count)
@@ -189,16 +200,16 @@ def _in_runs(rows: Sorted, bounds: Bounds, world: int, count: int, highest: int)
     return runs
 
 
-def _least(rows: Sorted, bounds: Bounds, world: int, count: int, limit: int) -> tuple[int, list[Runs]] | None:
+def _least(rows: Sorted, world: int, count: int, limit: int) -> tuple[int, list[Runs]] | None:
     """Return (highest cost, runs), `count` for each process: nearly the least cost that dealing finds.
 
     None where that is more than `limit`. Found by bisection, to 0.4 % of the least that can be.
     """
     low = max(rows.tall[0], -(-sum(rows.tall) // world)) - 1  # the longest row, or an equal share: less cannot be
-    found = _deal(rows, bounds, world, count, limit) if limit > low else None
+    found = _deal(rows, world, count, limit) if limit > low else None
     while found is not None and found[0] - low > max(1, low // 256):
         middle = (low + found[0]) // 2
-        tried = _deal(rows, bounds, world, count, middle)
+        tried = _deal(rows, world, count, middle)
         if tried is None:
             low = middle
         else:
@@ -206,14 +217,13 @@ def _least(rows: Sorted, bounds: Bounds, world: int, count: int, limit: int) -> 
     return found
 
 
-def _deal(rows: Sorted, bounds: Bounds, world: int, count: int, limit: int) -> tuple[int, list[Runs]] | None:
+def _deal(rows: Sorted, world: int, count: int, limit: int) -> tuple[int, list[Runs]] | None:
     """Deal all rows out in order, `count` runs to each process at a cost of at most `limit`; None if they do not go.
 
     Each round goes over all processes, who has least to do first, and lets a run take an equal part of what its process
     has left for this round and those after it. In the last one, what is left goes to the process that it fills best.
     """
     at, several, to_come = 0, len(rows.tall), count * world
-    tokens = bounds.tokens or several * rows.tall[0]
     room = [limit] * world
     plan: list[Runs] = [[] for _ in range(world)]
     for left in range(count, 0, -1):
@@ -229,8 +239,7 @@ def _deal(rows: Sorted, bounds: Bounds, world: int, count: int, limit: int) -> t
             process = free.pop(place)
             if longest > room[process]:
                 return None
-            size = min(rows.fitting(at, room[process] // left), tokens // longest, several - at - to_come)
-            size = max(min(size, bounds.rows or size), 1)
+            size = max(1, min(rows.fitting(at, room[process] // left), rows.most(at), several - at - to_come))
             plan[process].append((at, at + size))
             room[process] -= rows.cost(at, size)
             at += size
@@ -247,8 +256,3 @@ def plan_evaluation(lengths: Indices, bounds: Bounds, world: int) -> list[list[M
     shares = [[MicroBatch(group) for group in groups[process::world]] for process in range(world)]
     most = max(len(share) for share in shares)
     return [share + [MicroBatch(groups[-1], filler=True)] * (most - len(share)) for share in shares]
-
-
-def computed(lengths: Indices, micro_batches: list[MicroBatch]) -> int:
-    """Return the tokens that micro-batches take, padding and fillers counted."""
-    return sum(len(part.rows) * int(lengths[part.rows].max()) for part in micro_batches)

@@ -37,7 +37,9 @@ class EvaluateConfig(Section):
     every: Interval = Field(
         "1 epoch", description="Between evaluations; there is always one at the end. Default of a stream: 10%."
     )
-    batch_tokens: int = operational(4096, "Tokens, padding counted, in one micro-batch of an evaluation.", ge=1)
+    batch_tokens: int = operational(
+        4096, "Tokens in one micro-batch of an evaluation; padding counts where it is computed.", ge=1
+    )
 
 
 class CheckpointConfig(Section):
@@ -89,7 +91,10 @@ class RunConfig(Section):
     batch_size: int = Field(32, ge=1, description="Examples of one update, over all processes.")
     micro_batch_size: int | None = operational(None, "At most so many examples go through the model at once.", ge=1)
     micro_batch_tokens: int | None = operational(
-        None, "At most so many tokens, padding counted, go through the model at once. Default: 16384.", ge=1
+        None,
+        "At most so many tokens go through the model at once; padding counts where it is computed (see padding_free). "
+        "Default: 16384.",
+        ge=1,
     )
     epochs: float | None = Field(None, gt=0, allow_inf_nan=False, description="How long to train; or give updates.")
     updates: int | None = Field(None, ge=1, description="How long to train; or give epochs.")

@@ -75,7 +75,7 @@ class Journal:
             self._skipped_rows(number, batch.skipped)
         self.tokens += batch.tokens
         self.state.tokens += batch.tokens
-        self.state.computed += batch.computed * self.learner.accelerator.num_processes
+        self.state.computed += batch.computed
         if self.learner.memory and (halved := self.learner.memory.figures(number)):
             self.tracker.log(number, halved)
         on_cpu = self.learner.accelerator.device.type == "cpu"  # where there is nothing to wait for

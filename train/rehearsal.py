@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.batches import Feed
 from data.errors import UserError
-from data.plan import Bounds
+from data.plan import Bounds, cost
 from train import compilation, signals, watch
 from train.ingredients import Ingredients
 from train.memory import ONE_ROW, is_lacking
@@ -64,7 +64,8 @@ def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batc
     model = ingredients.model.to(accelerator.device)
 
     def seen(rows: int) -> Kept:
-        batch = replace(cuts, bounds=Bounds(rows=rows, tokens=cuts.bounds.tokens)).batch(1)
+        most = min(rows, cuts.bounds.rows or rows)  # and not fewer, to save padding
+        batch = replace(cuts, bounds=replace(cuts.bounds, rows=most, overhead=2**20)).batch(1)
         part = batch.parts[0]
         tensors = send_to_device(part.tensors, accelerator.device)
 
@@ -72,12 +73,13 @@ def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batc
             with accelerator.autocast():
                 return ingredients.task.loss(model, tensors)
 
-        return Kept(len(part.rows) * int(batch.lengths[part.rows].max()), kept(model, forward))
+        return Kept(cost(batch.lengths, part.rows, cuts.bounds), kept(model, forward))
 
     def needed() -> Estimate:
-        rows = -(-len(cuts.batch(1).lengths) // accelerator.num_processes)
-        tokens = min(rows, cuts.bounds.rows or rows) * ingredients.max_length
-        tokens = max(ingredients.max_length, min(tokens, cuts.bounds.tokens or tokens))
+        lengths = cuts.batch(1).lengths
+        rows, longest = -(-len(lengths) // accelerator.num_processes), max(ingredients.max_length, int(lengths.max()))
+        tokens = min(rows, cuts.bounds.rows or rows) * longest  # an example of several sequences is longer than one
+        tokens = max(longest, min(tokens, cuts.bounds.tokens or tokens))
         try:
             fewer, more = seen(2), seen(8)
         except RuntimeError as error:

@@ -46,7 +46,7 @@ def ours(work: Workload, folder: Path, meter: Meter, *, compiled: bool = False) 
     def timed(self: update.Learner, number: int, batch: Any) -> update.Report:
         found = real(self, number, batch)
         meter.lose(found.loss / found.targets)
-        meter.saw(batch.tokens, batch.tokens if padding_free(self.model) else batch.computed, found.targets)
+        meter.saw(batch.tokens, batch.computed, found.targets)
         meter.tick()
         meter.told["parts"] = len(batch.parts)
         if number == work.updates:
@@ -63,10 +63,6 @@ def ours(work: Workload, folder: Path, meter: Meter, *, compiled: bool = False) 
 def ours_compiled(work: Workload, folder: Path, meter: Meter) -> None:
     """The same with `compile: true`."""
     ours(work, folder, meter, compiled=True)
-
-
-def padding_free(model: Any) -> bool:
-    return any(hook.__module__ == "train.padding_free" for hook in model.base_model._forward_pre_hooks.values())
 
 
 def raw(work: Workload, folder: Path, meter: Meter) -> None:
@@ -105,7 +101,7 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
         optimizer.step()
         optimizer.zero_grad()
         meter.lose(total / batch.targets)
-        meter.saw(batch.tokens, batch.tokens if padding_free(model) else batch.computed, batch.targets)
+        meter.saw(batch.tokens, batch.computed, batch.targets)
         meter.tick()
     meter.told["parts"] = len(batch.parts)
 
@@ -120,8 +116,10 @@ def _tokenized(work: Workload, folder: Path) -> tuple[Any, Any]:
     file = str(write_rows(work, folder))
     rows = load_dataset("json", data_files=file, split="train", cache_dir=str(folder / "datasets"))
 
+    longest = work.longest  # alone: `datasets` keeps what is encoded by all that this function knows
+
     def encode(batch: Any) -> Any:
-        found = tokenizer(batch["text"], truncation=True, max_length=work.longest)
+        found = tokenizer(batch["text"], truncation=True, max_length=longest)
         return {**found, "labels": [("good", "bad").index(label) for label in batch["label"]]}
 
     return rows.map(encode, batched=True, remove_columns=["text", "label"]), tokenizer

@@ -65,11 +65,12 @@ def test_the_parts_of_all_processes_make_up_the_batch(
     found = []
     batches = [build(encoded, world=world, process=process, window=window).batch(update) for process in range(world)]
     assert len({len(batch.parts) for batch in batches}) == 1
+    taken = sum(part.tensors["input_ids"].numel() for batch in batches for part in batch.parts)
     for batch in batches:
         assert np.array_equal(batch.examples, whole)
         assert batch.targets == len(whole)
         assert batch.tokens == encoded.features(whole)["length"].sum()
-        assert batch.computed == sum(part.tensors["input_ids"].numel() for part in batch.parts)
+        assert batch.computed == taken
         for part in batch.parts:
             assert part.tensors["row"].tolist() == part.examples.tolist()
             lengths = encoded.features(part.examples)["length"]
@@ -147,15 +148,11 @@ def test_the_cut_does_not_change_the_examples(encoded: Encoded) -> None:
 @WINDOWS
 @pytest.mark.parametrize("world", [1, 2])
 def test_padding_efficiency_is_that_of_the_batches(encoded: Encoded, world: int, window: int | None) -> None:
-    real = computed = 0
-    for process in range(world):
-        batches = build(encoded, world=world, process=process, window=window)
-        epoch = [batch for _, batch in batches.between(0, batches.order.updates_per_epoch)]
-        real = sum(batch.tokens for batch in epoch)
-        computed += sum(batch.computed for batch in epoch)
-    estimated = build(encoded, world=world, window=window)
-    assert estimated.padding_efficiency() == pytest.approx(real / computed)
-    assert 0.5 < estimated.padding_efficiency(sample=2) <= 1
+    batches = build(encoded, world=world, window=window)
+    epoch = [batch for _, batch in batches.between(0, batches.order.updates_per_epoch)]
+    real, computed = sum(batch.tokens for batch in epoch), sum(batch.computed for batch in epoch)
+    assert batches.padding_efficiency() == pytest.approx(real / computed)
+    assert 0.5 < batches.padding_efficiency(sample=2) <= 1
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -169,6 +166,20 @@ def test_tokens_are_real_where_a_length_counts_what_is_filled_up(encoded: Encode
         assert after[1].computed == before[1].computed and after[1].lengths.tolist() == before[1].lengths.tolist()
     shares = build(several).padding_efficiency() / build(encoded).padding_efficiency()
     assert shares == pytest.approx(real.sum() / encoded.column("length").sum())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_where_no_padding_is_computed_real_tokens_are_shared_out(encoded: Encoded, world: int) -> None:
+    """Of examples that are several sequences too: bounds, work and what is told of it are in real tokens."""
+    real = np.random.default_rng(0).permutation(encoded.column("length"))  # long where `length` is not
+    several = replace(encoded, dataset=encoded.dataset.add_column("real_tokens", real.tolist()))
+    batches = build(several, world=world, bounds=Bounds(tokens=30, overhead=1000, padding_free=True))
+    for _, batch in batches.between(0, 3):
+        assert batch.lengths.tolist() == real[batch.examples].tolist()
+        assert all(real[part.examples].sum() <= 30 or len(part.examples) == 1 for part in batch.parts)
+        fillers = batch.computed - batch.tokens
+        assert fillers == 0 or (world > 1 and fillers <= world * real.max())
+    assert batches.padding_efficiency() >= (1 if world == 1 else 0.8)
 
 
 def test_windows_bring_examples_of_similar_length_together(encoded: Encoded) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from data.order import Order
-from data.plan import Bounds, MicroBatch, computed, cut, plan_batch, plan_evaluation
+from data.plan import WITH_PADDING, Bounds, MicroBatch, computed, cut, plan_batch, plan_evaluation
 
 # Examples by length in tokens: the training set of SST-2 (67,349 rows) under the tokenizer of MiniLM.
 SST2 = {
@@ -44,9 +44,10 @@ def busiest(lengths: np.ndarray, plan: list[list[MicroBatch]], bounds: Bounds) -
 
 
 def fits(lengths: np.ndarray, rows: np.ndarray | list[int], bounds: Bounds) -> bool:
-    longest = max(int(lengths[row]) for row in rows)
-    in_rows = bounds.rows is None or len(rows) <= bounds.rows
-    return len(rows) == 1 or (in_rows and (bounds.tokens is None or len(rows) * longest <= bounds.tokens))
+    padded, real = len(rows) * max(int(lengths[row]) for row in rows), sum(int(lengths[row]) for row in rows)
+    in_rows, tokens = bounds.rows is None or len(rows) <= bounds.rows, bounds.tokens or 10**6
+    held = real <= tokens and padded <= WITH_PADDING * tokens if bounds.padding_free else padded <= tokens
+    return len(rows) == 1 or (in_rows and held)
 
 
 def partitions(rows: list[int]) -> Iterator[list[list[int]]]:
@@ -61,8 +62,8 @@ def partitions(rows: list[int]) -> Iterator[list[list[int]]]:
             yield [*groups[:number], [first, *group], *groups[number + 1 :]]
 
 
-@given(lengths=some.lists(some.integers(1, 40), min_size=1, max_size=7).map(np.array), bounds=bounds_of)
-@settings(max_examples=60, deadline=None)
+@given(lengths=some.lists(some.integers(1, 40), min_size=1, max_size=7).map(np.array), bounds=dealt_of)
+@settings(max_examples=100, deadline=None)
 def test_the_cut_costs_least_of_all_ways_to_group(lengths: np.ndarray, bounds: Bounds) -> None:
     possible = (ways for ways in partitions([*range(len(lengths))]) if all(fits(lengths, g, bounds) for g in ways))
     least = min(cost(lengths, ways, bounds.overhead) for ways in possible)
@@ -136,6 +137,15 @@ def test_without_padding_processes_never_take_longer_than_with_neighbours_dealt_
     dealt = sum(-(-len(group) // world) * int(lengths[group[0]]) for group in groups)
     assert busy(free) <= dealt + bounds.overhead * len(groups)
     assert len(free[0]) <= max(len(groups), len(lengths) // world)
+
+
+def test_without_padding_a_micro_batch_holds_as_many_tokens_as_are_real() -> None:
+    """Rows that would take 32 x 512 with padding go at once, but not what would take 4 times the bound with it."""
+    mixed, free = np.array([512, *[40] * 31]), Bounds(tokens=4096, overhead=2**20, padding_free=True)
+    assert [len(group) for group in cut(mixed, free)] == [32]
+    assert [len(group) for group in cut(mixed, replace(free, padding_free=False))] == [1, 31]
+    assert [len(group) for group in cut(np.array([512, *[5] * 63]), free)] == [1, 63]
+    assert [len(group) for group in cut(np.full(32, 512), free)] == [8] * 4
 
 
 @pytest.mark.parametrize(("rows", "most"), [(64, 1.08), (256, 1.025)])
@@ -216,13 +226,14 @@ def test_small_integer_types_do_not_overflow() -> None:
     lengths = np.full(3000, 500, dtype=np.int16)
     assert sum(len(group) for group in cut(lengths, Bounds(tokens=10**6, overhead=10))) == 3000
     parts = [MicroBatch(group) for group in cut(lengths, Bounds(tokens=10**6))]
-    assert computed(lengths, parts) == 1_500_000
+    assert computed(lengths, parts, Bounds()) == 1_500_000
 
 
 def test_fillers_count_as_computed() -> None:
     lengths = np.array([4, 2])
     parts = [MicroBatch(np.array([0, 1])), MicroBatch(np.array([1]), filler=True)]
-    assert computed(lengths, parts) == 10
+    assert computed(lengths, parts, Bounds()) == 10
+    assert computed(lengths, parts, Bounds(padding_free=True)) == 8
 
 
 @pytest.mark.parametrize(("world", "least"), [(1, 0.90), (2, 0.86), (4, 0.80)])
@@ -232,8 +243,9 @@ def test_padding_efficiency_on_lengths_of_sst2(world: int, least: float) -> None
     assert len(lengths) == 67_349
     order = Order((len(lengths),), (len(lengths),), 32, 0)
     batches = [lengths[order.examples(update)] for update in range(1, 301)]
-    plans = [(batch, plan_batch(batch, Bounds(tokens=16_384, overhead=12), world)) for batch in batches]
-    taken = sum(computed(batch, share) for batch, plan in plans for share in plan)
+    bounds = Bounds(tokens=16_384, overhead=12)
+    plans = [(batch, plan_batch(batch, bounds, world)) for batch in batches]
+    taken = sum(computed(batch, share, bounds) for batch, plan in plans for share in plan)
     assert sum(int(batch.sum()) for batch in batches) / taken >= least
 
 

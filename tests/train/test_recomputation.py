@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,34 @@ def test_a_run_is_the_same_run(
     said = (outputs[1] / "logs" / "rank-0.log").read_text()
     assert "GB of 0.0 GB with 2,048 tokens at once: layers are computed again" in said
     assert "memory " not in (outputs[0] / "logs" / "rank-0.log").read_text()
+
+
+@pytest.mark.parametrize("padding_free", [True, False])
+def test_two_micro_batches_of_different_size_are_watched(
+    padding_free: bool, make_config: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However different the lengths of rows are; and of no more rows than those of the run have."""
+    watched, real = list[tuple[Kept, Kept, int]](), rehearsal.estimate
+
+    def estimating(model: Any, optimizer: Any, fewer: Kept, more: Kept, tokens: int, shares: int) -> Estimate:
+        watched.append((fewer, more, tokens))
+        return real(model, optimizer, fewer, more, tokens, shares)
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": "a " * (number + 1), "label": number % 2}) for number in range(32)))
+    monkeypatch.setattr(rehearsal, "estimate", estimating)
+    monkeypatch.setattr(rehearsal, "_memory", lambda accelerator: 10**12)
+    for at_most in (32, 1):
+        config = make_config(
+            output=str(tmp_path / f"{at_most}"), updates=1, batch_size=32, padding_free=padding_free,
+            micro_batch_size=at_most, data__train=str(rows), data__validation=None,
+        )  # fmt: skip
+        assert carry_out(config) == 0
+    (fewer, more, _), (one, other, tokens) = watched
+    longest = 34  # 32 words between two marks
+    assert (fewer.tokens, more.tokens) == ((67, 244) if padding_free else (2 * longest, 8 * longest))
+    assert 2 * fewer.size < more.size < 6 * fewer.size
+    assert one.tokens == other.tokens == longest and one.size == other.size and tokens == 64, "data.max_length"
 
 
 def _equal(one: Path, other: Path) -> None:
