@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from data.plan import MicroBatch
 from tests import every_task
 from tests.conftest import rows
 from tests.distributed import ROOT
 from tests.worker import carry_out
-from train import predict
+from train import predict, prediction
+from train.last_layer import enabled
 
 Config = Callable[..., dict[str, Any]]
 OPTIONS = ("--precision", "fp32", "--part-rows", "7", "--batch-tokens", "64")
@@ -190,6 +192,26 @@ def test_a_model_that_did_not_write_in_its_run_writes_and_goes_on_after_a_kill(a
     texts = [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
     assert len(texts) == 30 and all(len(text.split()) <= 4 for text in texts)
     assert here(assistant, "talks.jsonl", tmp_path / "none.jsonl", "task.generation=null") == 2
+
+
+def test_rows_of_any_length_go_through_the_model_at_once(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as tokens allow, and without padding, as in an evaluation: the same answers as of each alone."""
+    computed, real = list[tuple[int, bool]](), prediction.predictions
+
+    def counting(model: Any, asked: Any, encoded: Any, piece: MicroBatch, *others: Any) -> Any:
+        computed.append((len(piece.rows), enabled(model)))
+        return real(model, asked, encoded, piece, *others)
+
+    monkeypatch.setattr(prediction, "predictions", counting)
+    found = list[list[dict[str, Any]]]()
+    for name, tokens in (("whole", "4096"), ("alone", "1")):
+        options = ("--precision", "fp64", "--batch-tokens", tokens, "--part-rows", "60")
+        assert here(classifier, "rows.jsonl", tmp_path / name, *options) == 0
+        found.append([json.loads(line) for line in (tmp_path / name).read_text().splitlines()])
+    assert computed == [(60, True), *[(1, True)] * 60]
+    assert found[0] == found[1]
 
 
 def test_bad_rows(classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,26 @@
-"""How much text a model takes at once."""
+"""How much text a model takes, of one example and of several at once."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from data.plan import Bounds
+
 if TYPE_CHECKING:
+    from torch import device
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
+"""What one more micro-batch costs, in tokens that could be computed in that time; by kind of device."""
+
+PADDING_FREE_OVERHEAD = {"cpu": 1000, "cuda": 2**20}
+"""The same where padding costs next to nothing, and on a GPU nothing at all: a batch is cut only to bound it."""
+
+
+def at_once(tokens: int, device: device, *, padding_free: bool) -> Bounds:
+    """Return the bounds of micro-batches of at most so many tokens on a device."""
+    costs = PADDING_FREE_OVERHEAD if padding_free else CUT_OVERHEAD
+    return Bounds(tokens=tokens, overhead=costs.get(device.type, costs["cuda"]), padding_free=padding_free)
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--on-bad-row", choices=("error", "skip"), default="error", help="default: error")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16", "fp64"), default="auto")
-    parser.add_argument("--batch-tokens", type=_count, default=4096, help="tokens at once, padding counted (4096)")
+    parser.add_argument(
+        "--batch-tokens", type=_count, default=4096, help="tokens at once; padding counts where it is computed (4096)"
+    )
     parser.add_argument("--part-rows", type=_count, default=512, help="rows between two saves (512)")
     parser.add_argument("--cache", help="folder of encoded rows; default: beside the cache of `datasets`")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error arose")

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +25,8 @@ from data.source import Rows, Source, check_columns, open_rows
 from train import files, hardware, notes, overrides, plugins, problems, signals, strategy, tasks, together, weights
 from train.evaluation import Coming, Found, joined, predictions
 from train.journal import clock
+from train.last_layer import enable
+from train.limits import at_once
 from train.memory import Fitting
 from train.model import load_model, place
 from train.model_config import ModelConfig
@@ -83,6 +85,8 @@ def predict(request: Request) -> bool:
     except UserError as error:
         raise _in_our_words(error) from error
     place(model, accelerator.device)
+    with accelerator.autocast():
+        padding_free = enable(model)
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
     folder = request.output.with_name(f".{request.output.name}.parts")
     plan = {
@@ -95,7 +99,7 @@ def predict(request: Request) -> bool:
     }
     _agree(accelerator, lambda: _begin(folder, plan))
     cuts = _cuts(encoded, request.part_rows)
-    room = Bounds(tokens=request.batch_tokens), Fitting("--batch-tokens")
+    room = at_once(request.batch_tokens, accelerator.device, padding_free=padding_free), Fitting("--batch-tokens")
     progress = _Progress(folder, len(encoded.dataset), cuts, speaks=accelerator.is_main_process)
     for number in range(accelerator.process_index, len(cuts) - 1, accelerator.num_processes):
         if signals.stopping():
@@ -289,9 +293,5 @@ class _Progress:
         print(f"{done:,} of {self.examples:,}  {rate:,.1f} a second  {left} left", file=sys.stderr, flush=True)
 
     def _done(self) -> int:
-        return sum(self._sizes())
-
-    def _sizes(self) -> Iterator[int]:
-        for file in self.folder.glob("part-*.jsonl"):
-            number = int(file.stem.removeprefix("part-"))
-            yield self.cuts[number + 1] - self.cuts[number]
+        numbers = [int(file.stem.removeprefix("part-")) for file in self.folder.glob("part-*.jsonl")]
+        return sum(self.cuts[number + 1] - self.cuts[number] for number in numbers)

@@ -9,14 +9,9 @@ from data.plan import Bounds
 from train import signals, together, watch
 from train.config import RunConfig
 from train.ingredients import Ingredients, cache_folder, read
+from train.limits import at_once
 from train.reference import referred
 from train.signals import Stopped
-
-CUT_OVERHEAD = {"cpu": 12, "cuda": 2048}
-"""What one more micro-batch costs, in tokens that could be computed in that time; by kind of device."""
-
-PADDING_FREE_OVERHEAD = {"cpu": 1000, "cuda": 2**20}
-"""The same where padding costs next to nothing, and on a GPU nothing at all: a batch is cut only to bound it."""
 
 
 def prepared(config: RunConfig) -> Ingredients:
@@ -60,6 +55,4 @@ def _referred(config: RunConfig, found: Ingredients) -> Ingredients:
 
 def judging(config: RunConfig, found: Ingredients) -> Bounds:
     """Return the bounds of micro-batches without gradients."""
-    costs, kind = PADDING_FREE_OVERHEAD if found.padding_free else CUT_OVERHEAD, found.accelerator.device.type
-    overhead = costs.get(kind, costs["cuda"])
-    return Bounds(tokens=config.evaluate.batch_tokens, overhead=overhead, padding_free=found.padding_free)
+    return at_once(config.evaluate.batch_tokens, found.accelerator.device, padding_free=found.padding_free)

@@ -33,14 +33,13 @@ def measure_input(folder: Path, count: int, batches: int) -> dict[str, float]:
 
     from data.batches import Batches
     from data.order import Order
-    from data.plan import Bounds
     from train.config import validate
-    from train.preparation import PADDING_FREE_OVERHEAD
+    from train.limits import at_once
     from train.run import MICRO_BATCH_TOKENS
 
     torch.zeros(1)
     settings = validate(rows.config(folder, count, folder / "run", 1), "growth")
-    bounds = Bounds(tokens=MICRO_BATCH_TOKENS, overhead=PADDING_FREE_OVERHEAD["cpu"], padding_free=True)
+    bounds = at_once(MICRO_BATCH_TOKENS, torch.device("cpu"), padding_free=True)
     found: dict[str, float] = {}
 
     def fresh(name: str, update: int) -> Any:
