@@ -17,6 +17,8 @@ import pytest
 from tests.conftest import figures
 from tests.distributed import ROOT, launch, zygote
 from tests.worker import carry_out
+from train import gradients
+from train.adamw import AdamW
 
 UPDATES = 30
 MakeConfig = Callable[..., dict[str, Any]]
@@ -41,15 +43,15 @@ def test_dropout_is_on(make_config: MakeConfig, tmp_path: Path) -> None:
     assert losses[0] != losses[1]
 
 
-def stopped_on_one_process(make_config: MakeConfig, tmp_path: Path, stops: Iterable[int]) -> None:
+def stopped_on_one_process(make_config: MakeConfig, tmp_path: Path, stops: Iterable[int], **changes: Any) -> None:
     """Hold runs that stopped after these updates, and went on, against one that did not."""
-    assert carry_out(with_dropout(make_config, tmp_path / "whole")) == 0
+    assert carry_out(with_dropout(make_config, tmp_path / "whole", **changes)) == 0
     expected = weights(tmp_path / "whole")
     losses = figures(tmp_path / "whole", "train/loss")
     assert len(losses) == UPDATES
     for stop in stops:
         output = tmp_path / f"stopped-{stop}"
-        config = with_dropout(make_config, output)
+        config = with_dropout(make_config, output, **changes)
         assert carry_out(config, stop_after=stop) == 0
         assert not (output / "DONE").exists()
         assert max(figures(output, "train/loss")) == stop
@@ -74,6 +76,24 @@ def stopped_on(world: int, make_config: MakeConfig, tmp_path: Path, stops: Seque
 def test_a_stop_does_not_matter(make_config: MakeConfig, tmp_path: Path) -> None:
     """The first and the last update, in the middle of an epoch and at the end of one (13)."""
     stopped_on_one_process(make_config, tmp_path, (1, 13, 20, 29))
+
+
+@pytest.mark.parametrize("micro_batch_size", [11, 32])
+def test_a_stop_does_not_matter_in_bf16(
+    micro_batch_size: int, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where weights are kept rounded, and AdamW takes of tables the rows that an update has touched."""
+    taken, real = list[Any](), AdamW.take
+
+    def take(self: AdamW, model: Any, *, rounded: bool) -> Any:
+        taken.append(real(self, model, rounded=rounded))
+        return taken[-1]
+
+    monkeypatch.setattr(gradients, "LARGE", 1)
+    monkeypatch.setattr(AdamW, "take", take)
+    changes: dict[str, Any] = {"precision": "bf16", "micro_batch_size": micro_batch_size}
+    stopped_on_one_process(make_config, tmp_path, (1, 13, 20), **changes)
+    assert len(taken) == 7 and all(tables.zeros and tables.by_rows and halves.kept for tables, halves in taken)
 
 
 @pytest.mark.whole_run
