@@ -2,13 +2,14 @@
 
 Runs of a config with `--updates` updates, once as they are and once in the padded way: rows padded to the longest of
 their micro-batch, PyTorch's attention and dropout, every token through every layer. Without dropout the losses of each
-update are compared, in fp32 and bf16; with it the accuracy at the end, over `--seeds` seeds, since both draw other
-units. A thread or two of a CPU; each run in this process, one after the other.
+update are compared, in fp32 and bf16; with it the accuracy at the end, in both, over `--seeds` seeds, since they draw
+other units. A thread or two of a CPU; each run in this process, one after the other.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -42,13 +43,14 @@ def main() -> None:
         print(
             f"{precision}: losses of {len(fast)} updates {fast[0]:.4f} to {fast[-1]:.4f}, apart by {worst:.2e} at most"
         )
-    for padded in (False, True) if options.seeds else ():
-        found = [
-            _run([options.config, *common, f"seed={seed}", "precision=fp32"], padded=padded)["metrics"][options.figure]
+    for precision, padded in itertools.product(options.precisions if options.seeds else (), (False, True)):
+        runs = (
+            _run([options.config, *common, f"seed={seed}", f"precision={precision}"], padded=padded)
             for seed in range(options.seeds)
-        ]
-        figures = " ".join(f"{each:.4f}" for each in found)
-        print(f"{'padded' if padded else 'ours  '}: {options.figure} {figures}, mean {mean(found):.4f}", flush=True)
+        )
+        found = [run["metrics"][options.figure] for run in runs]
+        figures, way = " ".join(f"{each:.4f}" for each in found), "padded" if padded else "ours  "
+        print(f"{precision}, {way}: {options.figure} {figures}, mean {mean(found):.4f}", flush=True)
 
 
 def _losses(arguments: list[str], *, padded: bool) -> list[float]:

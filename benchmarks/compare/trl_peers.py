@@ -87,7 +87,7 @@ def _packed(work: Workload) -> dict[str, Any]:
 
 def trl(work: Workload, folder: Path, meter: Meter) -> None:
     """SFTTrainer as its documentation has it."""
-    rows = min(DEFAULT, work.conversations)
+    rows = next(rows for rows in range(DEFAULT, 0, -1) if work.conversations % rows == 0)  # as many an update as ours
     _train(
         work, folder, meter, tuned=False, per_device_train_batch_size=rows,
         gradient_accumulation_steps=work.conversations // rows,
