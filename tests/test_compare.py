@@ -278,10 +278,10 @@ def test_ours_and_peers_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy", "toy-modernbert"])
 def test_all_peers_learn_the_same_rows(name: str, tmp_path: Path) -> None:
-    told, table = learn(tmp_path, name)
     exact = WORKLOADS[name].precision == "fp32"
-    others = set() if exact else {"trainer_fp32"}
-    assert set(told) == {"ours", "raw", "trainer", "trainer_tuned", "usual"} | others
+    peers = [*workloads.TEXT_PEERS, *([] if exact else ["trainer_fp32"])]
+    told, table = learn(tmp_path, name, "--peers", *peers)
+    assert [*told] == peers
     assert told["ours"]["tokens"] == told["raw"]["tokens"]
     if exact:
         assert told["ours"]["losses"] == told["raw"]["losses"]
@@ -299,7 +299,7 @@ def test_ours_and_trl_count_the_same(name: str, tmp_path: Path) -> None:
     """TRL, not packed, goes through all rows once: its tokens and targets are those that ours encodes."""
     pytest.importorskip("trl")
     each = WORKLOADS[name]
-    told, table = learn(tmp_path, name)
+    told, table = learn(tmp_path, name, "--peers", *workloads.TOKEN_PEERS[:5])
     assert set(told) == {"ours", "raw", "trl", "trl_tuned", "trl_packed"}
     assert told["ours"]["losses"] == pytest.approx(told["raw"]["losses"], rel=2e-2)
     tokens, targets = encoded(each, tmp_path)
@@ -309,6 +309,21 @@ def test_ours_and_trl_count_the_same(name: str, tmp_path: Path) -> None:
     assert targets < tokens or each.task == "causal_lm"
     assert np.mean(told["trl"]["losses"]) == pytest.approx(np.mean(told["ours"]["losses"]), rel=0.02)
     assert "| trl_packed |" in table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["toy-modernbert", "toy-chat"])
+def test_peers_that_compile(name: str, tmp_path: Path) -> None:
+    """Each makes its kernels and learns the same; a minute or two each."""
+    if name == "toy-chat":
+        pytest.importorskip("trl")
+    compiling = [peer for peer in WORKLOADS[name].peers if peer.endswith("_compiled")]
+    told, table = learn(tmp_path, name, "--peers", "ours", *compiling)
+    assert len(compiling) == {"toy-modernbert": 2, "toy-chat": 3}[name] and [*told] == ["ours", *compiling]
+    assert told["ours_compiled"]["losses"] == pytest.approx(told["ours"]["losses"], rel=2e-2)
+    for each in told.values():
+        assert np.mean(each["losses"]) == pytest.approx(np.mean(told["ours"]["losses"]), rel=0.1)
+    assert all(f"| {peer} |" in table for peer in compiling)
 
 
 def encoded(each: Workload, folder: Path) -> tuple[int, int]:

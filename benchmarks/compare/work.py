@@ -70,12 +70,15 @@ def peak() -> float | None:
 @lru_cache
 def best_matmul(precision: str) -> float:
     """Return the operations a second of the best of some large multiplications here and now: on a GPU of 8,192 in
-    bf16, else of 2,048 in this precision."""
+    bf16, else of 2,048 in this precision; in fp32 where a CPU does not know bf16, in which one takes a minute."""
     import torch
+
+    from train.hardware import resolve
 
     on_gpu = torch.cuda.is_available()
     size, device = (8192, "cuda") if on_gpu else (2048, "cpu")
-    dtype = torch.bfloat16 if on_gpu or precision == "bf16" else torch.float32
+    fast = on_gpu or (precision == "bf16" and resolve("auto", cpu=True) == "bf16")
+    dtype = torch.bfloat16 if fast else torch.float32
     one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(20 if on_gpu else 10):
