@@ -74,7 +74,7 @@ def _fill(
     """Put batches into the queue until there are no more, or nobody wants them; and None, or what went wrong."""
     last: BaseException | None = None
     try:
-        torch.cuda.set_device(device)  # a thread begins with the first GPU, and would leave a context there
+        torch.cuda.set_device(stream.device)  # a thread begins with the first GPU, and would leave a context there
         while not over.is_set():
             cuts = len(batches.smaller)  # before it is cut, which may change meanwhile
             found = next(numbered, None)

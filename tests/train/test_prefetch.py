@@ -24,7 +24,8 @@ chosen = list[tuple[Any, int]]()
 def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen.clear()
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: chosen.append((device, threading.get_ident())))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(record_event=lambda: "there"))
+    stream = SimpleNamespace(record_event=lambda: "there", device=torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(prefetch, "_take_over", lambda batch, copied, device: None)
     monkeypatch.setattr(prefetch, "sent", lambda tensors, device: {name: each + 1 for name, each in tensors.items()})
@@ -48,7 +49,8 @@ def test_in_order_and_sent() -> None:
     assert [number for number, _ in found] == [*range(1, 9)]
     assert [int(each.parts[0].tensors["x"]) for _, each in found] == [*range(2, 10)]
     [(device, thread)] = chosen
-    assert device == "gpu" and thread != threading.get_ident(), "a thread begins with the first GPU"
+    assert torch.cuda._utils._get_device_index(device) == 1, "with a number: alone in a run the device has none"
+    assert thread != threading.get_ident(), "a thread begins with the first GPU"
 
 
 def test_a_halving_while_a_batch_is_made() -> None:
