@@ -57,16 +57,16 @@ def nothing(model: Any, ingredients: Ingredients, batches: Feed) -> Callable[[],
 def settle_memory(choice: Choice, ingredients: Ingredients, optimizer: Any, batches: Feed) -> None:
     """Decide whether layers are computed twice: the same on all processes. See `recomputation.choose`.
 
-    On a GPU two micro-batches, of two rows and of eight, are computed to see what they keep; of fewer where the run's
-    hold fewer.
+    On a GPU two micro-batches, of two rows and of up to eight, are computed to see what they keep; of fewer where the
+    run's hold fewer.
     """
     accelerator, cuts = ingredients.accelerator, replace(batches.cuts, smaller=[])
     model = ingredients.model.to(accelerator.device)
 
     def seen(rows: int) -> Kept:
-        most = min(rows, cuts.bounds.rows or rows)  # and not fewer, to save padding
+        most = min(rows, cuts.bounds.rows or rows)  # and hardly fewer, to save padding
         batch = replace(cuts, bounds=replace(cuts.bounds, rows=most, overhead=2**20)).batch(1)
-        part = batch.parts[0]
+        part = max(batch.parts, key=lambda each: len(each.rows))  # the first may be what was left over
         tensors = send_to_device(part.tensors, accelerator.device)
 
         def forward() -> object:

@@ -229,18 +229,18 @@ def test_two_micro_batches_of_different_size_are_watched(
         return real(model, optimizer, fewer, more, tokens, shares)
 
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps({"text": "a " * (number + 1), "label": number % 2}) for number in range(32)))
+    rows.write_text("\n".join(json.dumps({"text": "a " * (number + 1), "label": number % 2}) for number in range(34)))
     monkeypatch.setattr(rehearsal, "estimate", estimating)
     monkeypatch.setattr(rehearsal, "_memory", lambda accelerator: 10**12)
-    for at_most in (32, 1):
+    for at_most in (34, 1):
         config = make_config(
-            output=str(tmp_path / f"{at_most}"), updates=1, batch_size=32, padding_free=padding_free,
+            output=str(tmp_path / f"{at_most}"), updates=1, batch_size=34, padding_free=padding_free,
             micro_batch_size=at_most, data__train=str(rows), data__validation=None,
         )  # fmt: skip
         assert carry_out(config) == 0
     (fewer, more, _), (one, other, tokens) = watched
-    longest = 34  # 32 words between two marks
-    assert (fewer.tokens, more.tokens) == ((67, 244) if padding_free else (2 * longest, 8 * longest))
+    longest = 36  # 34 words between two marks; 34 rows, up to 8 at once, are four times 7 and 6, longest first
+    assert (fewer.tokens, more.tokens) == ((71, 189) if padding_free else (2 * longest, 7 * (longest - 6)))
     assert 2 * fewer.size < more.size < 6 * fewer.size
     assert one.tokens == other.tokens == longest and one.size == other.size and tokens == 64, "data.max_length"
 
