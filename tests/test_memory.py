@@ -97,6 +97,16 @@ def test_other_bounds_are_another_matter(make_config: MakeConfig, tmp_path: Path
     assert failed
 
 
+def test_tokens_of_another_kind_are_another_matter(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Where padding is computed a bound is of other tokens than where it is not."""
+    config = config_of(make_config, tmp_path, "out")
+    with memory_for(3, from_update=2):
+        assert carry_out(config, stop_after=6) == 0
+    with memory_for(3) as failed:
+        assert carry_out({**config, "padding_free": False}, stop_after=8) == 0
+    assert failed
+
+
 @pytest.mark.whole_run
 def test_two_processes_agree(make_config: MakeConfig, tmp_path: Path) -> None:
     """One of two fails: in the forward pass of the only micro-batch, of one of several, and in a backward pass that

@@ -101,11 +101,12 @@ class Evaluator:
 
     @cached_property
     def _fitting(self) -> Fitting:
-        return Fitting("evaluate.batch_tokens", whole=self.accelerator.num_processes == 1 or copies(self.accelerator))
+        alone = self.accelerator.num_processes == 1 or copies(self.accelerator)
+        return Fitting("evaluate.batch_tokens", self.bounds, whole=alone)
 
     @cached_property
     def _lengths(self) -> NDArray[Any]:
-        return self.encoded.column("length")
+        return self.encoded.column(self.encoded.real if self.bounds.padding_free else "length")
 
     @cached_property
     def _parts(self) -> list[MicroBatch]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.batches import Batch, Batches
 from data.errors import UserError
-from data.plan import Bounds, MicroBatch
+from data.plan import Bounds, MicroBatch, cost
 from train import files
 from train.signals import Again
 
@@ -112,7 +112,7 @@ class Memory:
         """Return the halvings that are noted. A note that was lost or damaged costs no more than to find out anew."""
         try:
             noted = json.loads(self.file.read_text(encoding="utf-8"))
-            if noted["bounds"] != list(_named(self.batches.bounds)):
+            if (noted["bounds"], noted["padding_free"]) != self._bounded:  # tokens of another kind
                 return []
             return [(entry["update"], _bounds(self.batches.bounds, entry["limit"])) for entry in noted["halved"]]
         except (OSError, ValueError, KeyError, TypeError):
@@ -120,7 +120,12 @@ class Memory:
 
     def _write(self) -> None:
         halved = [{"update": update, "limit": _named(bounds)[1]} for update, bounds in self.batches.smaller]
-        files.write_json(self.file, {"bounds": list(_named(self.batches.bounds)), "halved": halved})
+        bounds, padding_free = self._bounded
+        files.write_json(self.file, {"bounds": bounds, "padding_free": padding_free, "halved": halved})
+
+    @property
+    def _bounded(self) -> tuple[list[str | int], bool]:
+        return list(_named(self.batches.bounds)), self.batches.bounds.padding_free
 
 
 @dataclass
@@ -129,20 +134,22 @@ class Fitting:
 
     key: str
     """What the user may set: `evaluate.batch_tokens`."""
+    bounds: Bounds
     whole: bool = True
     """Whether each process computes without the others. Else it cannot compute more often than they do."""
     limit: int | None = None
-    """Tokens, padding counted, of what is known to fit."""
+    """Tokens of what is known to fit; padding counts where it is computed."""
 
     def __call__(self, part: MicroBatch, lengths: NDArray[Any], compute: Callable[[MicroBatch], T]) -> list[T]:
-        """Return what `compute` says of `part`, or of its pieces in order. lengths: tokens of every example.
+        """Return what `compute` says of `part`, or of its pieces in order. lengths: tokens of every example; those of
+        `part` begin with the longest.
 
         Raises `UserError` for a single example that does not fit.
         """
         ahead, found = [part], []
         while ahead:
             piece = ahead.pop()
-            rows, tokens = piece.rows, len(piece.rows) * int(lengths[piece.rows].max())
+            rows, tokens = piece.rows, cost(lengths, piece.rows, self.bounds)
             if self.limit is not None and tokens > self.limit and len(rows) > 1:
                 halves = rows[: len(rows) // 2], rows[len(rows) // 2 :]
                 ahead += [MicroBatch(half, piece.filler) for half in reversed(halves)]

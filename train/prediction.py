@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from data.encode import encode_sources
 from data.encoded import Encoded
 from data.errors import UserError, nearest
-from data.plan import Bounds, MicroBatch, plan_evaluation
+from data.plan import MicroBatch, plan_evaluation
 from data.source import Rows, Source, check_columns, open_rows
 from train import files, hardware, notes, overrides, plugins, problems, signals, strategy, tasks, together, weights
 from train.evaluation import Coming, Found, joined, predictions
@@ -99,7 +99,8 @@ def predict(request: Request) -> bool:
     }
     _agree(accelerator, lambda: _begin(folder, plan))
     cuts = _cuts(encoded, request.part_rows)
-    room = at_once(request.batch_tokens, accelerator.device, padding_free=padding_free), Fitting("--batch-tokens")
+    bounds = at_once(request.batch_tokens, accelerator.device, padding_free=padding_free)
+    room = Fitting("--batch-tokens", bounds)
     progress = _Progress(folder, len(encoded.dataset), cuts, speaks=accelerator.is_main_process)
     for number in range(accelerator.process_index, len(cuts) - 1, accelerator.num_processes):
         if signals.stopping():
@@ -223,17 +224,18 @@ def _answers(
     asked: Predictor,
     encoded: Encoded,
     first: int,
-    room: tuple[Bounds, Fitting],
+    room: Fitting,
     accelerator: Accelerator,
 ) -> str | None:
     """Return the lines of a part; None, if the process was asked to stop on the way."""
-    (bounds, fitting), lengths, coming = room, encoded.column("length"), Coming(accelerator.device)
+    lengths = encoded.column(encoded.real if room.bounds.padding_free else "length")
+    coming = Coming(accelerator.device)
 
     def find(piece: MicroBatch) -> Found:
         return predictions(model, asked, encoded, piece, accelerator.device, first)
 
-    for micro_batch in plan_evaluation(lengths, bounds, 1)[0]:
-        coming.add(fitting(micro_batch, lengths, find))
+    for micro_batch in plan_evaluation(lengths, room.bounds, 1)[0]:
+        coming.add(room(micro_batch, lengths, find))
         if signals.stopping():  # in the middle of a text, perhaps
             return None
     places, arrays = joined(coming.arrived())

@@ -104,7 +104,8 @@ def _read(target: Path) -> NDArray[np.float64] | None:
 
 def _ask(task: Task, model: Any, encoded: Encoded, accelerator: Accelerator, bounds: Bounds) -> NDArray[np.float64]:
     """Return the values of all examples, (n, ...), on every process. The cut does not depend on their number."""
-    lengths, fitting = encoded.column("length"), Fitting("evaluate.batch_tokens")
+    lengths = encoded.column(encoded.real if bounds.padding_free else "length")
+    fitting = Fitting("evaluate.batch_tokens", bounds)
     plan = plan_evaluation(lengths, bounds, accelerator.num_processes)
 
     def ask(part: MicroBatch) -> tuple[Any, Any]:
