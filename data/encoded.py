@@ -112,6 +112,10 @@ class Encoded:
         """Return one whole number column: O(rows) memory, for evaluation and statistics only."""
         return np.asarray(self.dataset.data.column(name).to_numpy())
 
+    def computed(self, *, padding_free: bool) -> NDArray[Any]:
+        """Return the tokens that each example takes when it is computed, (rows,), in O(rows) memory."""
+        return self.column(self.real if padding_free else "length")
+
     def places(self) -> list[dict[str, int]]:
         """Return for each example {"row": its place in its source, from 0}, with "source" where there are several."""
         rows = self.column("row").tolist()

@@ -106,7 +106,7 @@ class Evaluator:
 
     @cached_property
     def _lengths(self) -> NDArray[Any]:
-        return self.encoded.column(self.encoded.real if self.bounds.padding_free else "length")
+        return self.encoded.computed(padding_free=self.bounds.padding_free)
 
     @cached_property
     def _parts(self) -> list[MicroBatch]:

@@ -228,8 +228,7 @@ def _answers(
     accelerator: Accelerator,
 ) -> str | None:
     """Return the lines of a part; None, if the process was asked to stop on the way."""
-    lengths = encoded.column(encoded.real if room.bounds.padding_free else "length")
-    coming = Coming(accelerator.device)
+    lengths, coming = encoded.computed(padding_free=room.bounds.padding_free), Coming(accelerator.device)
 
     def find(piece: MicroBatch) -> Found:
         return predictions(model, asked, encoded, piece, accelerator.device, first)

@@ -104,7 +104,7 @@ def _read(target: Path) -> NDArray[np.float64] | None:
 
 def _ask(task: Task, model: Any, encoded: Encoded, accelerator: Accelerator, bounds: Bounds) -> NDArray[np.float64]:
     """Return the values of all examples, (n, ...), on every process. The cut does not depend on their number."""
-    lengths = encoded.column(encoded.real if bounds.padding_free else "length")
+    lengths = encoded.computed(padding_free=bounds.padding_free)
     fitting = Fitting("evaluate.batch_tokens", bounds)
     plan = plan_evaluation(lengths, bounds, accelerator.num_processes)
 
