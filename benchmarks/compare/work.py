@@ -70,7 +70,8 @@ def peak() -> float | None:
 @lru_cache
 def best_matmul(precision: str) -> float:
     """Return the operations a second of the best of some large multiplications here and now: on a GPU of 8,192 in
-    bf16, else of 2,048 in this precision; in fp32 where a CPU does not know bf16, in which one takes a minute."""
+    bf16, else of 2,048 in this precision; in fp32 where a CPU does not know bf16, in which ten were not done after
+    nine minutes."""
     import torch
 
     from train.hardware import resolve
