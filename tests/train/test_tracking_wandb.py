@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[2]
 CANARIES = ["canary-in-environment", "canary-in-argv", "ab" * 20]  # the last is the API key
 
 PROGRAM = """
-import json, logging, os, signal, sys, time
+import atexit, json, logging, os, signal, sys, time
+atexit.register(lambda: print(time.time()))  # after what libraries register; all modules are freed later, in a second
 from pathlib import Path
 import psutil
 from accelerate import Accelerator
@@ -121,9 +122,8 @@ def run(
     with printed.open("w") as stdout, errors.open("w") as stderr:  # no pipes: an orphan could keep those open
         command = [sys.executable, "-c", PROGRAM, str(output), json.dumps(options), f"--password={CANARIES[1]}"]
         process = subprocess.run(command, env=environment, cwd=output, stdout=stdout, stderr=stderr, timeout=100)
-    now = time.time()
-    finish, end = map(float, printed.read_text().split() or (0, now))
-    return Ended(process.returncode, errors.read_text().splitlines(), finish, now - end)
+    finish, end, exited = map(float, (3 * ["0"] + printed.read_text().split())[-3:])  # nothing if it is killed
+    return Ended(process.returncode, errors.read_text().splitlines(), finish, exited - end)
 
 
 class Server:
