@@ -23,7 +23,8 @@ ROUNDED = (2**-8, 1 - 2**-8)
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` with draws of its own. Of a mean exactly that of its input."""
+    """`nn.Dropout` with draws of its own. The mean stays that of its input, up to the rounding of the factor: in bf16
+    0.16 % for 0.1, as in `nn.Dropout`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(…) → (…)."""
@@ -44,7 +45,7 @@ def drop(values: Tensor, probability: float) -> Tensor:
 
 
 def noise(shape: Sequence[int], probability: float, dtype: torch.dtype) -> Tensor:
-    """Return what dropout multiplies by: 0 by `probability`, else what makes the mean 1."""
+    """Return what dropout multiplies by: 0 by `probability`, else what makes the mean 1, rounded to `dtype`."""
     if not ROUNDED[0] <= probability <= ROUNDED[1]:
         return nn.functional.dropout(torch.ones(shape, dtype=dtype), probability)
     dropped, count = round(probability * STEPS), math.prod(shape)
