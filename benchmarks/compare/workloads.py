@@ -81,7 +81,7 @@ class Workload:
         if self.task == "text_classification":
             on_cpu = ("trainer_fp32",) if self.suite != "gpu" and self.precision == "bf16" else ()
             return (*TEXT_PEERS, *on_cpu, *(COMPILED if self.compiled else ()))
-        return TOKEN_PEERS if self.compiled else TOKEN_PEERS[:5]
+        return tuple(peer for peer in TOKEN_PEERS if self.compiled or not peer.endswith("_compiled"))
 
     @property
     def compiled(self) -> bool:
@@ -94,7 +94,6 @@ COMPILED = ("ours_compiled", "trainer_tuned_compiled")
 TOKEN_PEERS = (
     "ours", "raw", "trl_tuned", "trl_packed", "trl", "ours_compiled", "trl_packed_compiled", "trl_tuned_compiled",
 )  # fmt: skip
-"""The last three compile."""
 
 PACKED = {"lengths": "chat", "updates": 14, "warm": 4, "longest": 4096, "precision": "bf16"}
 """136 conversations of 239.8 positions each are 8 rows of 4,096."""
