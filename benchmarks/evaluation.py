@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compare.__main__ import where
+from benchmarks.compare.machine import where
 from benchmarks.compare.workloads import WORKLOADS, config, minilm, write_rows
 
 SAMPLES = Path(__file__).parent.parent / "data" / "samples" / "reviews"

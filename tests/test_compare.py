@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from benchmarks.compare import __main__ as program
-from benchmarks.compare import figures, options, plot, work, workloads
+from benchmarks.compare import figures, machine, options, plot, work, workloads
 from benchmarks.compare.meter import Meter
 from benchmarks.compare.workloads import SHAPES, WORKLOADS, Workload
 
@@ -137,17 +138,22 @@ TOLD = {
     "losses": [9.0, *[1.0] * 10, *[0.5] * 10],
     "warm": 1,
     "matmul": 1e9,
+    "others": 0.01,
 }
+OTHERS = ["", "Of the processors others took 1.0% while a peer learned, at most 1.0%."]
 
 
 def test_table() -> None:
-    rounds = {"ours": [TOLD], "slow": [{**TOLD, "seconds": 4.0}], "broken": [None], "left out": []}
+    slow = {**TOLD, "seconds": 4.0, "others": 0.3}
+    rounds = {"ours": [TOLD], "slow": [slow], "broken": [None], "left out": []}
     lines = figures.table(rounds, work_per_token=1e6, stated=2e9)
     assert lines[2] == ("| ours | 50 | 20 | 1.00 | 0.50 | 0.03 | 0.05 | 300 MB | 4.0 s | 0.7500 | 0.5000 |")
     assert lines[3].startswith("| slow | 25 | 10 | 2.00 |")
     assert lines[4].startswith("| broken | failed |") and lines[5].startswith("| left out | not begun |")
     assert {line.count("|") for line in lines[:6]} == {12}
     assert lines[6:] == [
+        "",
+        "Of the processors others took 15.5% while a peer learned, at most 30.0%.",
         "",
         "broken: failed, measured in 0 of 1 rounds.",
         "left out: for want of time, measured in 0 of 1 rounds.",
@@ -158,7 +164,7 @@ def test_table() -> None:
 
 def test_a_round_that_failed_is_not_compared() -> None:
     lines = figures.table({"ours": [None, TOLD], "other": [TOLD, TOLD]}, work_per_token=1e6, stated=None)
-    assert "| 1.00 |" in lines[3] and lines[4:] == ["", "ours: failed, measured in 1 of 2 rounds."]
+    assert "| 1.00 |" in lines[3] and lines[4:] == [*OTHERS, "", "ours: failed, measured in 1 of 2 rounds."]
     lines = figures.table({"ours": [None], "other": [TOLD]}, work_per_token=1e6, stated=None)
     assert lines[2].startswith("| ours | failed |") and lines[3].startswith("| other | 50 | 20 | – |")
 
@@ -233,6 +239,33 @@ def test_peers_that_a_workload_does_not_have(
     assert "toy-chat: not measured: trl: TRL is not installed; pip install 'lockstep[benchmarks]'" in said
 
 
+def test_what_compiles_is_measured_on_a_cpu_where_it_is_asked_for() -> None:
+    each = WORKLOADS["sst2-minilm"]
+    assert "trainer_tuned_compiled" not in options.can_be_measured(each, None)[0]
+    assert options.can_be_measured(each, ["ours", "trainer_tuned_compiled"]) == (["ours", "trainer_tuned_compiled"], [])
+
+
+def test_what_others_take_of_the_processors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but what this process and its children took, of all processors; what a host keeps counts where it tells."""
+    kinds = namedtuple("kinds", "user system idle steal")  # as on Linux, in seconds since the machine was started
+    now = [kinds(10.0, 5.0, 0.0, 1.0), 100.0, (4.0, 1.0, 2.0, 1.0, 0.0)]
+    monkeypatch.setattr(machine.psutil, "cpu_times", lambda: now[0])
+    monkeypatch.setattr(machine.time, "monotonic", lambda: now[1])
+    monkeypatch.setattr(machine.os, "times", lambda: now[2])
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    others = machine.Others()
+    now[:] = kinds(20.0, 6.0, 5.0, 2.0), 110.0, (5.0, 1.0, 9.0, 1.0, 0.0)  # 12 s were taken in 10 s, 8 of them by us
+    assert others.part() == pytest.approx(4 / 20)
+
+
+def test_a_busy_machine_is_not_measured_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(program, "busy", lambda: "others take 40% of its processors")
+    monkeypatch.setattr(sys, "argv", ["compare", "--workloads", "sst2-minilm", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"nothing is measured: others take 40% .* `--busy`"):
+        program.main()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_peer_that_fails_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -260,7 +293,7 @@ def learn(tmp_path: Path, *chosen: str) -> tuple[dict[str, dict[str, Any]], str]
     name = chosen[0]
     command = ["-m", "benchmarks.compare", "--workloads", *chosen, "--rounds", "1", "--results", str(tmp_path)]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-1000:]}"
     told = {peer: rounds[0] for peer, rounds in json.loads((tmp_path / f"{name}.json").read_text()).items()}
     assert all(each is not None for each in told.values()), done.stdout
     assert all(each["updates"] == WORKLOADS[name].updates and each["seconds"] > 0 for each in told.values())

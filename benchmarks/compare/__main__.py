@@ -3,7 +3,8 @@
 Peers take turns in every round, in alternating order, so that a busy machine is busy for all. Real tokens are counted,
 end to end: data, forward, backward, clipping, optimizer, logging. What comes before the first counted updates is told
 as the time to the first update, with warm caches. A peer that fails is left out of later rounds, its last lines are
-printed, and the exit code is 1. Writes the table, a plot (where matplotlib is installed) and what every round told to
+printed, and the exit code is 1. Begins only on a machine that is idle, and tells what others took of its processors
+while each peer learned. Writes the table, a plot (where matplotlib is installed) and what every round told to
 benchmarks/results/, anew after each measurement.
 """
 
@@ -12,22 +13,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import plot, work
 from benchmarks.compare.figures import Rounds, speed, table
+from benchmarks.compare.machine import ROOT, Others, busy, where
 from benchmarks.compare.options import HINT, can_be_measured, chosen, parse
 from benchmarks.compare.peers import CACHE_OF, hand_over
 from benchmarks.compare.workloads import Workload, model_folder, positions, write_rows
 
-ROOT = Path(__file__).parents[2]
 LAST_LINES = 15
 
 
@@ -46,6 +46,8 @@ class Clock:
 def main() -> None:
     options = parse(__doc__ or "")
     workloads = chosen(options)
+    if not options.busy and any(each.suite != "toy" for each in workloads) and (why := busy()):
+        raise SystemExit(f"nothing is measured: {why}. Wait until it is idle, or measure all the same with `--busy`.")
     os.environ["HF_HUB_OFFLINE"] = "1"
     clock = Clock(time.monotonic() + options.seconds, options.limit)
     failed = []
@@ -143,6 +145,7 @@ def measure(peer: str, folder: Path, limit: float) -> dict[str, Any] | None:
     command = [sys.executable, "-m", "benchmarks.compare.peers", peer, str(folder)]
     environment = {"WANDB_MODE": "disabled", **os.environ, "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # caches are warm: what is compiled once is not compiled again
+    others = Others()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=environment)
     except subprocess.TimeoutExpired:
@@ -151,37 +154,10 @@ def measure(peer: str, folder: Path, limit: float) -> dict[str, Any] | None:
     for line in done.stdout.splitlines():
         if line.startswith("FIGURES "):
             found: dict[str, Any] = json.loads(line.removeprefix("FIGURES "))
-            return found
+            return {**found, "others": others.part()}
     said = [*done.stdout.splitlines(), *done.stderr.splitlines()]
     print(f"{peer} told nothing (exit code {done.returncode}):", *said[-LAST_LINES:], sep="\n  ", flush=True)
     return None
-
-
-def where() -> str:
-    """Say on what, with what and when this was measured."""
-    import torch
-    import transformers
-
-    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return (
-        f"{gpu}{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, commit {_commit()}, {time.strftime('%Y-%m-%d')}."
-    )
-
-
-def _commit() -> str:
-    """Return the commit: as `COMMIT` says it, on a machine that has a copy of the files only, or as git does."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    with suppress(OSError):
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-        return os.environ.get("COMMIT") or told or "unknown"
-    return os.environ.get("COMMIT", "unknown")
-
-
-def _processor() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def _shape(each: Workload, folder: Path) -> Any:

@@ -66,7 +66,15 @@ def table(rounds: Rounds, work_per_token: float, stated: float | None) -> list[s
             f"{of_stated} | {tokens * work_per_token / best:.2f} | {memory:,.0f} MB | {first:.1f} s | {mean:.4f} | "
             f"{final:.4f} |"
         )
-    return [*lines, *missing(rounds)]
+    return [*lines, *_others(rounds), *missing(rounds)]
+
+
+def _others(rounds: Rounds) -> list[str]:
+    """Return a line that says what others took of the processors in the meantime."""
+    parts = [told["others"] for tellings in rounds.values() for told in tellings if told is not None]
+    if not parts:
+        return []
+    return ["", f"Of the processors others took {np.median(parts):.1%} while a peer learned, at most {max(parts):.1%}."]
 
 
 def losses(told: Mapping[str, Any]) -> tuple[float, float]:

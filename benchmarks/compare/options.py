@@ -28,6 +28,7 @@ def parse(text: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no peer after so many in all")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a peer may take")
     parser.add_argument("--anyway", action="store_true", help="measure what is made for a GPU on a CPU too: hours")
+    parser.add_argument("--busy", action="store_true", help="measure though others use the processors")
     parser.add_argument("--folder", type=Path, help="keep rows, weights and caches here, for the next time")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
@@ -37,7 +38,7 @@ def parse(text: str, arguments: Sequence[str] | None = None) -> argparse.Namespa
 
 
 def _problems(options: argparse.Namespace) -> list[str]:
-    known = sorted({peer for each in WORKLOADS.values() for peer in each.peers} | {"trainer_fp32"})
+    known = sorted({peer for each in WORKLOADS.values() for peer in (*each.peers, *each.on_request)} | {"trainer_fp32"})
     found = [
         *_unknown("--workloads", options.workloads or (), sorted(WORKLOADS)),
         *_unknown("--peers", options.peers or (), known),
@@ -99,12 +100,13 @@ def _no_gpu() -> str | None:
 
 
 def can_be_measured(each: Workload, peers: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Return the peers of a workload that are asked for (None: all): those that can be measured here, and those that
-    what they are made of is missing for. Says so, and which are not the workload's."""
-    strange = [peer for peer in peers or () if peer not in each.peers]
+    """Return the peers of a workload that are asked for (None: all but those on request): those that can be measured
+    here, and those that what they are made of is missing for. Says so, and which are not the workload's."""
+    known = (*each.peers, *each.on_request)
+    strange = [peer for peer in peers or () if peer not in known]
     if strange:
-        print(f"not a peer of {each.name}: {', '.join(strange)}; there are {', '.join(each.peers)}", flush=True)
-    asked = [peer for peer in peers or each.peers if peer in each.peers]
+        print(f"not a peer of {each.name}: {', '.join(strange)}; there are {', '.join(known)}", flush=True)
+    asked = [peer for peer in peers or each.peers if peer in known]
     lacking = [peer for peer in asked if peer.startswith("trl")] if importlib.util.find_spec("trl") is None else []
     if lacking:
         print(f"{each.name}: not measured: {', '.join(lacking)}: TRL is not installed; {HINT}", flush=True)

@@ -20,9 +20,7 @@ from benchmarks.compare.work import best_matmul
 from benchmarks.compare.workloads import RATE, Workload, config, model_folder, write_rows
 
 FILE = "workload.json"
-CACHE_OF = {
-    "raw": "ours", "trainer_tuned": "trainer", "trainer_fp32": "trainer", "usual": "trainer", "trl_tuned": "trl",
-}  # fmt: skip
+CACHE_OF = {"raw": "ours", "trainer_fp32": "trainer", "usual": "trainer", "trl_tuned": "trl"}
 """Who else keeps the same from one start to the next: rows as they are encoded."""
 Peer = Callable[[Workload, Path, Meter], None]
 
@@ -106,9 +104,9 @@ def raw(work: Workload, folder: Path, meter: Meter) -> None:
     meter.told["parts"] = len(batch.parts)
 
 
-def _tokenized(work: Workload, folder: Path) -> tuple[Any, Any]:
+def _tokenized(work: Workload, folder: Path, *, lengths: bool = False) -> tuple[Any, Any]:
     """Return the rows as the documentation of transformers makes them (kept by `datasets` from one start to the next),
-    and the tokenizer."""
+    and the tokenizer. `lengths`: with a column of them, which spares a Trainer that sorts looking at each row."""
     from datasets import load_dataset
     from transformers import AutoTokenizer
 
@@ -116,11 +114,12 @@ def _tokenized(work: Workload, folder: Path) -> tuple[Any, Any]:
     file = str(write_rows(work, folder))
     rows = load_dataset("json", data_files=file, split="train", cache_dir=str(folder / "datasets"))
 
-    longest = work.longest  # alone: `datasets` keeps what is encoded by all that this function knows
+    longest = work.longest  # alone: `datasets` keeps what is encoded by all that this function knows (and `lengths`)
 
     def encode(batch: Any) -> Any:
         found = tokenizer(batch["text"], truncation=True, max_length=longest)
-        return {**found, "labels": [("good", "bad").index(label) for label in batch["label"]]}
+        beside = {"length": [len(ids) for ids in found["input_ids"]]} if lengths else {}
+        return {**found, **beside, "labels": [("good", "bad").index(label) for label in batch["label"]]}
 
     return rows.map(encode, batched=True, remove_columns=["text", "label"]), tokenizer
 
@@ -183,7 +182,7 @@ def _trainer(work: Workload, folder: Path, meter: Meter, *, parts: int = 1, **sw
     import torch
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-    rows, tokenizer = _tokenized(work, folder)
+    rows, tokenizer = _tokenized(work, folder, lengths="train_sampling_strategy" in switches)
     with tempfile.TemporaryDirectory(dir=folder) as output:
         arguments = TrainingArguments(
             output_dir=output, per_device_train_batch_size=work.batch // parts, gradient_accumulation_steps=parts,

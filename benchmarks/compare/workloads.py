@@ -84,6 +84,11 @@ class Workload:
         return tuple(peer for peer in TOKEN_PEERS if self.compiled or not peer.endswith("_compiled"))
 
     @property
+    def on_request(self) -> tuple[str, ...]:
+        """Who can learn it too, and is measured only where its name is given: compiling takes minutes on a CPU."""
+        return COMPILED if self.task == "text_classification" and not self.compiled else ()
+
+    @property
     def compiled(self) -> bool:
         """Whether there are peers that compile, which takes a minute each on a CPU."""
         return self.suite == "gpu" or self.name in ("toy-modernbert", "toy-chat")

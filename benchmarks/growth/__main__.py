@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.compare.__main__ import ROOT, where
+from benchmarks.compare.machine import ROOT, where
 from benchmarks.growth import in_turn, rows
 
 Told = dict[str, list[dict[str, float]]]
