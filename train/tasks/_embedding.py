@@ -105,3 +105,14 @@ def describe(
         ),
     ):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def usage(prefixes: tuple[str, str] | None) -> str:
+    """Return the lines of Python that use a folder which `describe` has written to."""
+    encode = 'vectors = model.encode(["a text", "another"])'
+    if prefixes and prefixes[0] != prefixes[1]:
+        encode = 'queries, documents = model.encode_query(["a text"]), model.encode_document(["another"])'
+    return (
+        "from sentence_transformers import SentenceTransformer\n\n"
+        f'model = SentenceTransformer("path/to/this/folder")\n{encode}'
+    )

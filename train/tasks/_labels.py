@@ -30,6 +30,12 @@ class Labels:
             return None if any(known.isdecimal() for known in self.names) else int(name)
         return None
 
+    def named(self, value: int | list[int]) -> str | list[str]:
+        """Return the name of the label at a place; or, of a 0 or 1 for each label, the names of those given."""
+        if isinstance(value, list):
+            return [name for name, given in zip(self.names, value, strict=True) if given]
+        return self.names[value]
+
 
 def kind(rows: Rows, column: str) -> Literal["single_label", "multi_label", "regression"]:
     """Return the kind of labels that a column holds; fractions written as text, as in a csv, are fractions too."""
@@ -80,7 +86,7 @@ def _declared(rows: Rows, column: str) -> tuple[str, ...]:
 
 
 def distinct(rows: Rows, column: str, key: str = "label") -> set[Any]:
-    """All values by name, but missing ones, which `Task.problem` names row by row."""
+    """All values by name, but missing ones (of a csv: empty ones), which `Task.problem` names row by row."""
     import pyarrow.compute as pc
 
     found: list[Any] = []
@@ -90,7 +96,7 @@ def distinct(rows: Rows, column: str, key: str = "label") -> set[Any]:
             raise UserError(f"{rows.name}: the column {column!r} holds {flat.type}, which is no label; see task.{key}")
         found += pc.unique(flat).to_pylist()
     known = named({column: found}, rows.dataset.features) if _declared(rows, column) else {column: found}
-    return set(known[column]) - {None}
+    return {value for value in known[column] if value is not None and str(value).strip()}
 
 
 def refuse_multi_hot(rows: Rows, column: str) -> None:

@@ -60,16 +60,23 @@ class Task(ABC):
     hint: str = ""
     """What a user of the exported model has to know, for its card."""
 
-    free: tuple[str, ...] = ()
-    """Keys of its config that `train.predict` may change: they decide how an answer is read, not what was learned."""
-
     library: str = "transformers"
     """The library that serves the exported model, as the Hub names it."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Keys of its config that `train.predict` may change: how an answer is read, not what was learned."""
+        return ()
 
     @property
     def usage(self) -> str:
         """The lines of Python that use the exported model; none: those of its pipeline, or of its Auto class."""
         return ""
+
+    @property
+    def least(self) -> int:
+        """Examples that an update needs for there to be anything to learn."""
+        return 1
 
     @property
     def couples(self) -> bool:

@@ -88,6 +88,11 @@ class SentenceEmbedding(Task):
         return cls(config, pairs, "regression" if pairs.score else "pairs", tokenizer.pad_token_id)
 
     @property
+    def least(self) -> int:
+        """One pair alone has no other text that it could be told from."""
+        return 2 if self.couples and not self.pairs.texts[2:] else 1
+
+    @property
     def couples(self) -> bool:
         """Contrastive, every pair is judged against the others of the batch."""
         return not self.pairs.score
@@ -124,14 +129,7 @@ class SentenceEmbedding(Task):
     @property
     def usage(self) -> str:
         """By sentence-transformers."""
-        same = len({*(self.config.prefixes or ("",))}) == 1
-        encode = 'vectors = model.encode(["a text", "another"])'
-        if not same:
-            encode = 'queries, documents = model.encode_query(["a text"]), model.encode_document(["another"])'
-        return (
-            "from sentence_transformers import SentenceTransformer\n\n"
-            f'model = SentenceTransformer("path/to/this/folder")\n{encode}'
-        )
+        return _embedding.usage(self.config.prefixes)
 
     def check_model(self, model: nn.Module) -> None:
         """Raise `UserError` for a model of two halves: the vectors of which would be meant?"""

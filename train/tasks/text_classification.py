@@ -68,7 +68,6 @@ class TextClassification(Task):
     labels: _labels.Labels
     padding: int
     weights: tuple[float, ...] | None = None
-    free = ("threshold",)
 
     @classmethod
     def prepare(cls, config: Any, rows: Sequence[Rows], tokenizer: Any) -> TextClassification:
@@ -130,6 +129,11 @@ class TextClassification(Task):
             "label2id": {name: index for index, name in enumerate(names)},
             "problem_type": problem.get(self.kind, "regression"),
         }
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """Only where there may be several labels, there is a threshold."""
+        return ("threshold",) if self.kind == "multi_label" else ()
 
     @property
     def pipeline(self) -> str:
@@ -287,12 +291,7 @@ class TextClassification(Task):
             if self.kind == "regression":
                 yield {**places[row], "prediction": prediction, "reference": reference}
                 continue
-            named = [
-                [name for name, given in zip(names, value, strict=True) if given]
-                if self.kind == "multi_label"
-                else names[value]
-                for value in (prediction, reference)
-            ]
+            named = [self.labels.named(value) for value in (prediction, reference)]
             scores = dict(zip(names, [round(score, 6) for score in outputs["scores"][row].tolist()], strict=True))
             yield {**places[row], "prediction": named[0], "reference": named[1], "scores": scores}
 

@@ -407,6 +407,19 @@ EXPORTS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_one_pair_alone_teaches_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
+    """There is no other text in its batch; with a hard negative there is."""
+    pairs = [{"anchor": f"w{row}", "positive": f"w{row + 1}", "negative": f"w{row + 2}"} for row in range(6)]
+    for name, columns in (("two", ("anchor", "positive")), ("three", ("anchor", "positive", "negative"))):
+        lines = [json.dumps({column: pair[column] for column in columns}) + "\n" for pair in pairs]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    given = {"task": {"name": "sentence_embedding"}, "data__validation": None, "updates": 2, "batch_size": 1}
+    with pytest.raises(UserError, match="batch_size: one example an update teaches nothing here"):
+        carry_out(make_config(data__train=str(tmp_path / "two.jsonl"), **given))
+    assert not (tmp_path / "out").exists()
+    assert carry_out(make_config(data__train=str(tmp_path / "three.jsonl"), **given)) == 0
+
+
 @pytest.mark.whole_run
 def test_sentence_transformers_gives_the_same_vectors(
     make_config: MakeConfig, tiny_model: str, tiny_decoder: str, tmp_path: Path

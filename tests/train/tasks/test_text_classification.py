@@ -71,12 +71,23 @@ def test_a_csv_of_fractions_is_regression_and_a_switch_for_each_label_is_refused
         prepare(Dataset.from_dict({"text": ["a", "b"], "labels": [[1, 0, 0], [0, 0, 1]]}))
 
 
+def test_an_empty_cell_of_a_csv_is_no_label() -> None:
+    names = prepare(Dataset.from_dict({"text": ["a", "b", "c"], "label": ["no", "", "yes"]}))
+    assert names.labels.names == ("no", "yes")
+    assert names.problem({"text": "b", "label": ""}) == "label '' is not one of: no, yes"
+    numbers = prepare(Dataset.from_dict({"text": ["a", "b", "c"], "label": ["0.5", "", "3"]}))
+    assert numbers.kind == "regression"
+    assert numbers.problem({"text": "b", "label": ""}) == "'label' must be a number, not ''"
+
+
 def test_kinds_are_found() -> None:
     lists = Features({"text": Value("string"), "labels": Sequence(ClassLabel(names=["a", "b", "c"]))})
     several = prepare(Dataset.from_dict({"text": ["x", "y"], "labels": [[0, 2], []]}, features=lists))
     assert (several.kind, several.labels.names) == ("multi_label", ("a", "b", "c"))
+    assert several.free == ("threshold",)
     pair = prepare(Dataset.from_dict({"premise": ["x", "y"], "hypothesis": ["z", "w"], "label": [0, 1]}))
     assert (pair.texts, pair.kind) == (("premise", "hypothesis"), "single_label")
+    assert pair.free == ()
     number = prepare(Dataset.from_dict({"text": ["x", "y"], "score": [0.5, 2.0]}))
     assert (number.kind, number.model_config["num_labels"]) == ("regression", 1)
     text = prepare(Dataset.from_dict({"text": ["x", "y"], "label": ["0.5", "2"]}), kind="regression")
@@ -89,6 +100,7 @@ def test_kinds_are_found() -> None:
         ({"review": ["a", "b"], "label": [0, 1]}, {}, r"no column 'text'; it has review, label"),
         ({"text": ["a", "b"], "labels": [0, 1]}, {"label": "labls"}, r"no column 'labls'.*did you mean 'labels'"),
         ({"text": ["a", "b"], "label": [1, 1]}, {}, "one label only"),
+        ({"text": ["a", "b", "c"], "label": ["x", "", " "]}, {}, "one label only"),
         ({"text": ["a", "b"], "label": [0.5, 1.5]}, {"label_smoothing": 0.1}, "label_smoothing cannot take effect"),
         ({"text": ["a", "b"], "label": ["x", "y"]}, {"labels": ["x", "x"]}, "named twice"),
     ],
