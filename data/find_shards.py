@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data import package, samples
-from data.errors import Unavailable, UserError
+from data.errors import Unavailable, UserError, away, blame
 from data.shards import COMPRESSED, URL, FileShard, HubShard, Shard, suffix_of, tag_of
 from data.source import BINARY, Source
 from data.text_files import READERS
@@ -88,19 +88,25 @@ def _remote(address: str, role: str, token: str | None, where: str) -> Iterator[
                 listed.update(system.glob(path, detail=True))
             else:
                 listed[path] = system.info(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{where}: there is no {str(error) or address}") from error
+    except FileNotFoundError as error:  # fsspec says so of a server that is away too
+        if not away(error):
+            raise UserError(f"{where}: there is no {str(error) or address}") from error
+        raise _not_reached(where, error.__cause__ or error) from error
     except ImportError as error:
         raise UserError(f"{where}: {error}") from error
     except Exception as error:  # network, permission and name errors of several libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Unavailable(f"{where} cannot be reached: {reason}. Check address, permission and network") from error
+        raise _not_reached(where, error) from error
     found = {name: info for name, info in sorted(listed.items()) if info.get("type", "file") == "file"}
     if not found:
         raise UserError(f"{where}: no file matches")
     _check_known([name.rpartition("/")[2] for name in found], where)
     for name, info in found.items():
         yield FileShard(system.unstrip_protocol(name), role, info.get("size"), tag_of(info), options)
+
+
+def _not_reached(where: str, error: BaseException) -> Unavailable:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return Unavailable(f"{where} cannot be reached: {reason}. Check address, permission and network")
 
 
 def _hub(source: Source, role: str, token: str | None) -> Iterator[HubShard]:
@@ -113,7 +119,7 @@ def _hub(source: Source, role: str, token: str | None) -> Iterator[HubShard]:
         )
     except Exception as error:  # network, permission and name errors of several libraries
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
+        raise blame(error)(
             f"data.{role}: {source.path!r} is no local file (looked from {Path.cwd()}), and streaming its split "
             f"{split!r} from the Hub failed: {reason}. Give a path or an address, or check name and network"
         ) from error

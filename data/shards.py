@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from data import shard_files
-from data.errors import Unavailable, UserError
+from data.errors import Unavailable, UserError, away
 from data.text_files import READERS
 
 log = logging.getLogger("data")
@@ -199,11 +199,11 @@ def _patiently(
                 yield placed
                 start, tries = start + 1, 0
             return
-        except FileNotFoundError as error:
-            raise UserError(f"data.{role}: there is no shard {address!r} (any more)") from error
         except UserError:
             raise
         except Exception as error:  # several libraries, several kinds
+            if isinstance(error, FileNotFoundError) and not away(error):
+                raise UserError(f"data.{role}: there is no shard {address!r} (any more)") from error
             reason = f"{type(error).__name__}: {str(error).strip() or 'no reason given'}".splitlines()[0]
             again = remote and _is_network(error)
             if not again or tries == len(WAITS):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from data import package, samples, text_files
-from data.errors import UserError, nearest
+from data.errors import UserError, blame, nearest
 from data.section import Section, operational
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def _hub(source: Source, role: str, token: str | None) -> Dataset:
     try:
         loaded = load_dataset(source.path, source.name, revision=source.revision, token=token)
     except Exception as error:  # network, permission and name errors of several libraries
-        raise UserError(
+        raise blame(error)(
             f"data.{role}: {source.path!r} is no local file (looked from {Path.cwd()}), and loading it from the Hub "
             f"failed: {_first_line(error)}. Give a local path ({', '.join(SUFFIXES)}), or check name and network"
         ) from error

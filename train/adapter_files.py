@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from data import package
-from data.errors import UserError
+from data.errors import UserError, blame
 from train import notes
 from train.adapter import INSIDE, OWN, quiet
 from train.adapter_config import AdapterConfig
@@ -180,17 +180,17 @@ def _check_base(path: str, base: str, revision: str | None, then: str | None, to
     Raises `UserError` unless the base is there, and the one that the adapter was trained on. One on the Hub is fetched,
     unless the cache has it as it was.
     """
-    now, reason = fingerprint(base, revision), ""
+    now, reason, kind = fingerprint(base, revision), "", UserError
     if not then:
         return revision
     if now != then and not Path(package.resolve(base)).is_dir():
         try:
             _fetch(base, revision, token)
         except Exception as error:  # no name of the Hub, no such model, not allowed, no network: many kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason, kind = (str(error).strip() or type(error).__name__).splitlines()[0], blame(error)
         now = fingerprint(base, revision)
     if now is None:
-        raise UserError(
+        raise kind(
             f"model.path: {path} is an adapter on {base}, which is not there (no folder, looked from {Path.cwd()}; "
             f"neither in the Hub's cache nor reachable: {reason or 'it has no safetensors'}). Bring it back, or "
             f"correct base_model_name_or_path in {path}/{ADAPTER_CONFIG}"

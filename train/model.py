@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import package
-from data.errors import UserError, nearest
+from data.errors import UserError, blame, nearest
 from data.order import derive
 from train.adapter import ROWS
 from train.adapter_files import whole
@@ -276,7 +276,7 @@ def _check_hash(folder: Path, expected: str) -> None:
 
 def _unreachable(path: str, error: Exception) -> UserError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return UserError(
+    return blame(error)(
         f"model.path: cannot load the model {path!r}: {reason} (looked from {Path.cwd()}; a Hub name needs the "
         "network; weights must be safetensors)"
     )

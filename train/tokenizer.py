@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data import package
-from data.errors import UserError
+from data.errors import UserError, blame
 from data.source import Rows
 from data.tokenizer_training import BOS, EOS, MASK, PAD, SPECIALS, UNK, TokenizerTraining, train_tokenizer
 from train.model_config import ModelConfig, TrainedTokenizer
@@ -70,7 +70,7 @@ def _pretrained(settings: ModelConfig, token: str | None) -> PreTrainedTokenizer
         raise
     except Exception as error:  # a damaged file, a missing library, no network: many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
+        raise blame(error)(
             f"{key}: cannot load the tokenizer {path!r}: {reason} (looked from {Path.cwd()}; a Hub name needs the "
             "network)"
         ) from error

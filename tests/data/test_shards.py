@@ -213,6 +213,18 @@ def test_a_data_set_of_the_hub_gets_more_tries_too(tmp_path: Path, monkeypatch: 
         rows(shard)
 
 
+def test_a_server_that_is_away_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first row, which fsspec tells as a file that is not there, and on the way."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler) as server:
+        closed = f"http://127.0.0.1:{server.server_address[1]}/a.jsonl"
+    with pytest.raises(Unavailable, match=r"a\.jsonl cannot be reached: .*127\.0\.0\.1"):
+        one(closed)
+    monkeypatch.setattr(shards_module, "WAITS", ())
+    shard = shards_module.FileShard(closed, "train", 10)
+    with pytest.raises(Unavailable, match="cannot be read on from row 0"):
+        rows(shard)
+
+
 def test_what_is_replaced_while_a_run_reads_is_seen(tmp_path: Path) -> None:
     """By its tag, though it is as long as before, whenever the shard is opened: not only when a run goes on."""
     import fsspec

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather
@@ -13,7 +14,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from pydantic import ValidationError
 
-from data.errors import UserError
+from data.errors import Unavailable, UserError
 from data.source import DataConfig, Rows
 
 Read = Callable[..., list[Rows]]
@@ -132,6 +133,17 @@ def test_files_of_packages(read: Read, tmp_path: Path, monkeypatch: pytest.Monke
     assert texts(read("package:carrier_of_texts/*.jsonl")) == TEXTS
     with pytest.raises(UserError, match=r"package:carrier_of_texts/y.jsonl"):
         read("package:carrier_of_texts/y.jsonl")
+
+
+def test_a_hub_that_is_away_is_nothing_to_mend(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach 'some/rows' on the Hub (ConnectError)")
+
+    monkeypatch.setattr(datasets, "load_dataset", away)
+    with pytest.raises(Unavailable, match=r"'some/rows' is no local file .* failed: Couldn't reach"):
+        read("some/rows")
 
 
 @pytest.mark.parametrize(
