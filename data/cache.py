@@ -15,7 +15,9 @@ from data.errors import UserError
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-CANNOT_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+CANNOT_WRITE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.ENOENT,
+}  # fmt: skip
 
 Notes = dict[str, Any]
 """What is known of a kept file; stands as JSON beside it."""
@@ -47,7 +49,7 @@ def kept(target: Path, make: Callable[[Path], Notes]) -> Notes:
             beside.write_text(json.dumps(notes), encoding="utf-8")
             os.replace(writing, target)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _unwritable(target, error) from error
         raise
     finally:

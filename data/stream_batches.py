@@ -30,7 +30,6 @@ Gather = Callable[[bytes], list[bytes]]
 """What this process says → what every process says, in order; all call it equally often."""
 
 THREADS = 4  # that read and encode for the readers of a process
-READER_BITS = 24  # of an example's id, above the 40 of its number: passes x readers
 
 
 def alone(said: bytes) -> list[bytes]:

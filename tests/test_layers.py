@@ -139,6 +139,7 @@ LAYERS: dict[str, float] = {
     "train.imports": 6.25,
     "train.__main__": 7,
     "train.inspect": 7,
+    "train.parts": 5.75,
     "train.prediction": 6,
     "train.predict": 7,
 }

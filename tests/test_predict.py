@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from tests.distributed import ROOT
 from tests.worker import carry_out
 from train import predict, prediction
 from train.last_layer import enabled
+from train.parts import Parts
 
 Config = Callable[..., dict[str, Any]]
 OPTIONS = ("--precision", "fp32", "--part-rows", "7", "--batch-tokens", "64")
@@ -250,10 +252,12 @@ def test_columns_may_have_other_names(classifier: Path, tmp_path: Path) -> None:
     "options, said",
     [
         (["task.threshold=0.3x"], "task.threshold"),
-        (["task.label=other"], "task.label: no key of a prediction; what may be changed is task.threshold"),
+        (["task.label=other"], "task.label: no key of a prediction; this task has none that may be changed"),
+        (["task.threshold=0.9"], "task.threshold: no key of a prediction; this task has none that may be changed"),
         (["optim.lr=1"], "optim: no key of a prediction"),
         (["--column", "text"], "--column text: give the name in training and the name here"),
         (["--column", "text=review"], "has no column 'review'; it has text"),
+        (["--column", "txt=text"], "txt=text: the model reads no column 'txt', but text; did you mean 'text'?"),
         (["--input", "nowhere.jsonl"], "--input: there is no file 'nowhere.jsonl'"),
         (["--output", "no/such/folder/x.jsonl"], "no/such/folder is no folder that can be written to"),
         (["--output", "pyproject.toml"], "pyproject.toml is there already"),
@@ -268,6 +272,44 @@ def test_options_that_are_wrong(
     error = capsys.readouterr().err
     assert said in error and error.startswith("error: ")
     assert [*tmp_path.iterdir()] == []
+
+
+def test_two_starts_at_once_are_told_apart(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second writes nothing, and its exit code says that another try is worth it."""
+    first = Parts(tmp_path / "out.jsonl", [0, 30, 60])
+    first.begin({})
+    assert here(classifier, "rows.jsonl", tmp_path / "out.jsonl") == 1
+    assert "another start is writing" in capsys.readouterr().err
+    first.end()
+    (first.folder / "plan.json").unlink()
+    assert here(classifier, "rows.jsonl", tmp_path / "out.jsonl") == 0
+    assert not first.folder.exists() and len((tmp_path / "out.jsonl").read_text().splitlines()) == 60
+
+
+@pytest.mark.parametrize("place", ["part", "whole"])
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    place: str, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    wanted = "part-00000003.jsonl" if place == "part" else output.name
+
+    def replaced(source: Path, target: Path) -> None:
+        if Path(target).name == wanted:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", replaced)
+        assert here(classifier, "rows.jsonl", output) == 2
+    said = capsys.readouterr().err
+    assert "could not be written: No space left on device" in said and "run the same command again" in said
+    there = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert not output.exists() and not [name for name in there if name.endswith(".writing")]
+    assert len([name for name in there if name.startswith("part-")]) == (3 if place == "part" else 9)
+    assert here(classifier, "rows.jsonl", output) == 0
+    assert len(output.read_text().splitlines()) == 60
 
 
 def test_a_folder_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_model: str) -> None:

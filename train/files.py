@@ -19,8 +19,12 @@ def write(file: Path, text: str) -> None:
     """Write a file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     writing = file.with_name(f".{file.name}.writing")
-    writing.write_text(text, encoding="utf-8")
-    os.replace(writing, file)
+    try:
+        writing.write_text(text, encoding="utf-8")
+        os.replace(writing, file)
+    except OSError:  # a full disk
+        writing.unlink(missing_ok=True)
+        raise
 
 
 def sha256(file: Path) -> str:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.errors import UserError
+from data.errors import Unavailable, UserError
 from train import signals
 
 EPILOG = """\
@@ -26,7 +26,10 @@ any number of processes. Run the same command again after an interruption: it go
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Answer the rows; return the exit code: 0 done or stopped on request, 2 something to mend."""
+    """Answer the rows; return the exit code.
+
+    0: done, or stopped on request. 1: what the rows or the model lie on was away. 2: there is something to mend.
+    """
     options = _parser().parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     speaks = os.environ.get("RANK", "0") == "0"
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         elif speaks:
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, Unavailable) else 2
     if speaks:
         print(f"predictions in {output}" if complete else "stopped; the same command goes on from there", flush=True)
     return 0

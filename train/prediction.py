@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import shutil
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,17 +14,17 @@ from pydantic import ValidationError
 
 from data.encode import encode_sources
 from data.encoded import Encoded
-from data.errors import UserError, nearest
+from data.errors import Unavailable, UserError, nearest
 from data.plan import MicroBatch, plan_evaluation
 from data.source import Rows, Source, check_columns, open_rows
 from train import files, hardware, notes, overrides, plugins, problems, signals, strategy, tasks, together, weights
 from train.evaluation import Coming, Found, joined, predictions
-from train.journal import clock
 from train.last_layer import enable
 from train.limits import at_once
 from train.memory import Fitting
 from train.model import load_model, place
 from train.model_config import ModelConfig
+from train.parts import Parts, Progress
 from train.tasks._generation import Generation
 from train.tasks.base import Predictor, Task
 from train.tokenizer import ids, load_tokenizer
@@ -37,11 +32,6 @@ from train.tokenizer import ids, load_tokenizer
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
-
-log = logging.getLogger("train")
-
-PLAN = "plan.json"
-SPOKEN = 5.0  # seconds between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -78,6 +68,7 @@ def predict(request: Request) -> bool:
     try:
         rows = [_renamed(part, request.columns) for part in _open(request)]
         asked = task.asked(model, tokenizer, rows)
+        _check_names(request.columns, asked.columns)
         check_columns(rows, asked.columns, "--input (choose columns with --column trained-name=name)")
         encoded = encode_sources(
             [rows], asked, tokenizer, about["max_length"], skip_bad=request.skip_bad, cache=request.cache
@@ -88,7 +79,6 @@ def predict(request: Request) -> bool:
     with accelerator.autocast():
         padding_free = enable(model)
     model = accelerator.prepare_model(model, evaluation_mode=True).eval()
-    folder = request.output.with_name(f".{request.output.name}.parts")
     plan = {
         "model": weights.fingerprint(str(request.model)),
         "rows": encoded.fingerprint,
@@ -97,24 +87,27 @@ def predict(request: Request) -> bool:
         "batch_tokens": request.batch_tokens,
         "part_rows": request.part_rows,
     }
-    _agree(accelerator, lambda: _begin(folder, plan))
-    cuts = _cuts(encoded, request.part_rows)
-    bounds = at_once(request.batch_tokens, accelerator.device, padding_free=padding_free)
-    room = Fitting("--batch-tokens", bounds)
-    progress = _Progress(folder, len(encoded.dataset), cuts, speaks=accelerator.is_main_process)
-    for number in range(accelerator.process_index, len(cuts) - 1, accelerator.num_processes):
-        if signals.stopping():
-            break
-        if not _part(folder, number).exists():
-            lines = _answers(model, asked, _between(encoded, cuts, number), cuts[number], room, accelerator)
-            if lines is not None:
-                files.write(_part(folder, number), lines)
-        progress.report()
-    together.wait()  # until all parts are written, however long the last one takes
-    written = all(_part(folder, number).exists() for number in range(len(cuts) - 1))
-    complete = all(gather_object([written]))  # all have looked: joining removes them
-    if complete:
-        _agree(accelerator, lambda: _join(folder, len(cuts) - 1, request.output, encoded.skipped))
+    parts = Parts(request.output, _cuts(encoded, request.part_rows))
+    _agree(accelerator, lambda: parts.begin(plan))
+    try:
+        bounds = at_once(request.batch_tokens, accelerator.device, padding_free=padding_free)
+        room = Fitting("--batch-tokens", bounds)
+        progress = Progress(parts, speaks=accelerator.is_main_process)
+        for number in range(accelerator.process_index, parts.count, accelerator.num_processes):
+            if signals.stopping():
+                break
+            if not parts.there(number):
+                mine = _between(encoded, parts.cuts, number)
+                lines = _answers(model, asked, mine, parts.cuts[number], room, accelerator)
+                if lines is not None:
+                    parts.write(number, lines)
+            progress.report()
+        together.wait()  # until all parts are written, however long the last one takes
+        complete = all(gather_object([parts.complete]))  # all have looked: joining removes them
+        if complete:
+            _agree(accelerator, lambda: parts.join(encoded.skipped))
+    finally:
+        parts.end()
     return complete
 
 
@@ -185,26 +178,18 @@ def _renamed(rows: Rows, columns: dict[str, str]) -> Rows:
     return replace(rows, dataset=dataset)
 
 
+def _check_names(columns: dict[str, str], read: Sequence[str]) -> None:
+    for name, own in columns.items():
+        if name not in read:
+            raise UserError(
+                f"--column {name}={own}: the model reads no column {name!r}, but {', '.join(read)}{nearest(name, read)}"
+            )
+
+
 def _in_our_words(error: UserError) -> UserError:
     """Return an error about rows that names the options of this command, not the keys of a config."""
     said = str(error).replace("data.input", "--input").replace("data.on_bad_row=skip", "--on-bad-row skip")
-    return UserError(said.replace("data.cache", "--cache"))
-
-
-def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder of parts, or see that what is there is of the same work."""
-    try:
-        known = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = None
-    same = json.loads(json.dumps(plan))
-    if known is not None and known != same:
-        different = ", ".join(key for key in same if known.get(key) != same[key])
-        raise UserError(
-            f"{folder} holds parts of another prediction (different: {different}). Give the options of then back, name "
-            "another --output, or delete that folder"
-        )
-    files.write_json(folder / PLAN, plan)
+    return type(error)(said.replace("data.cache", "--cache"))
 
 
 def _cuts(encoded: Encoded, part_rows: int) -> list[int]:
@@ -242,57 +227,14 @@ def _answers(
     return files.json_lines(asked.records(whole, encoded))
 
 
-def _part(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:08d}.jsonl"
-
-
-def _join(folder: Path, count: int, output: Path, skipped: Sequence[str]) -> None:
-    """Put the parts together, in order, and remove them."""
-    if skipped:
-        files.write(output.with_name(f"{output.name}.skipped_rows.txt"), "\n".join(skipped) + "\n")
-        log.warning("%d rows were skipped, the first: %s", len(skipped), skipped[0])
-    writing = output.with_name(f".{output.name}.writing")
-    with writing.open("wb") as stream:
-        for number in range(count):
-            with _part(folder, number).open("rb") as part:
-                shutil.copyfileobj(part, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(writing, output)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _agree(accelerator: Accelerator, act: Any) -> None:
     """Let the main process act, and all learn whether it could: what it raises, all raise."""
-    told: list[str | None] = [None]
+    told: list[Any] = [None, False]
     if accelerator.is_main_process:
         try:
             act()
         except (UserError, OSError) as error:
-            told = [f"{error}"]
+            told = [f"{error}", isinstance(error, Unavailable)]
     broadcast_object_list(told)
     if told[0] is not None:
-        raise UserError(told[0])
-
-
-class _Progress:
-    """Says how far all processes are, from the parts that are there: at most every few seconds, on one of them."""
-
-    def __init__(self, folder: Path, examples: int, cuts: Sequence[int], *, speaks: bool) -> None:
-        self.folder, self.examples, self.cuts, self.speaks = folder, examples, cuts, speaks
-        self.began = self.spoke = time.perf_counter()
-        self.before = self._done()
-
-    def report(self) -> None:
-        """Report, if it is time or everything is done."""
-        now = time.perf_counter()
-        if not self.speaks or (now - self.spoke < SPOKEN):
-            return
-        done, self.spoke = self._done(), now
-        rate = (done - self.before) / (now - self.began)
-        left = clock((self.examples - done) / rate) if rate else "?"
-        print(f"{done:,} of {self.examples:,}  {rate:,.1f} a second  {left} left", file=sys.stderr, flush=True)
-
-    def _done(self) -> int:
-        numbers = [int(file.stem.removeprefix("part-")) for file in self.folder.glob("part-*.jsonl")]
-        return sum(self.cuts[number + 1] - self.cuts[number] for number in numbers)
+        raise (Unavailable if told[1] else UserError)(told[0])
