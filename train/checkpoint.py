@@ -43,6 +43,8 @@ class State:
     """The last update after which there was an evaluation."""
     data: str = ""
     """Fingerprint of the encoded training data: positions mean nothing without it."""
+    judged: str = ""
+    """Fingerprint of the encoded validation rows: what was best was so on these."""
     position: dict[str, Any] | None = None
     """Where a stream stands; None where the update says it."""
     started_from: str = ""
@@ -226,14 +228,19 @@ class Checkpoints:
         broadcast_object_list(found)
         return found[0]
 
-    def check_data(self, fingerprint: str, *, anyway: bool) -> None:
-        """Refuse to go on with other training rows than the checkpoint was made from."""
-        if self.state.data not in ("", fingerprint) and not anyway:
+    def check_data(self, train: str, validation: str, *, anyway: bool) -> None:
+        """Refuse to go on with other training rows than the checkpoint was made from, or to choose a best by others."""
+        if self.state.data not in ("", train) and not anyway:
             raise UserError(
                 "data.train: the rows are not those that this run began with, so its order of examples has no "
                 "meaning. Bring them back, choose another output folder, or go on with --resume-anyway"
             )
-        self.state.data = fingerprint
+        if self.best and self.state.judged not in ("", validation) and not anyway:
+            raise UserError(
+                "data.validation: the rows are not those by which checkpoint.best was chosen so far. Bring them back, "
+                "choose another output folder, or go on with --resume-anyway"
+            )
+        self.state.data, self.state.judged = train, validation
 
     def check_start(self, path: str | None, revision: str | None, *, anyway: bool) -> None:
         """Refuse to go on with another starting model than the run began with. The main process reads its weights."""

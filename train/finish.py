@@ -74,8 +74,18 @@ def finish(
     except Exception as error:  # disk full, no permission: several libraries, several kinds
         log.error("the results could not be written (%s). Free space, and run the same command again", error)
         return False
+    _say_how_it_ended(checkpoints, journal)
     if figures:
         journal.say("  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
     journal.say(f"trained {state.update:,} updates in {clock(state.seconds)}; results in {folder}")
     journal.tracker.summary(figures)
     return True
+
+
+def _say_how_it_ended(checkpoints: Checkpoints, journal: Journal) -> None:
+    """Where it ended before its time, and where what was asked for as the best never came."""
+    state = checkpoints.state
+    if checkpoints.best and not state.best_update:
+        log.warning("checkpoint.best: no evaluation gave a number for %s; the last model is exported", checkpoints.best)
+    if state.update < journal.updates:
+        journal.say(f"stopped early (checkpoint.patience): {state.waited} evaluations in a row were no better")

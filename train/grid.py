@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,12 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.index is not None:
-        print(f"run {options.index} of 0 to {last}: {' '.join(found[options.index])}", file=sys.stderr)
+        print(f"run {options.index} of 0 to {last}: {shlex.join(found[options.index])}", file=sys.stderr)
         write(found[options.index])
         return 0
     for number, run in enumerate(found):
-        print(f"{number}  {' '.join(run)}")
-    print(f"sbatch --array=0-{last} slurm/sweep.sbatch {' '.join(options.arguments)}")
+        print(f"{number}  {shlex.join(run)}")
+    print(f"sbatch --array=0-{last} slurm/sweep.sbatch {shlex.join(options.arguments)}")
     return 0
 
 

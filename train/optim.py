@@ -34,7 +34,13 @@ class OptimConfig(Section):
     )
     decay: Duration = Field("20%", description="wsd: length of the final linear decay.")
     power: float = Field(2.0, gt=0, allow_inf_nan=False, description="polynomial: the exponent.")
-    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="The schedule ends at lr times this.")
+    min_lr_ratio: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The schedule falls towards lr times this, and ends there; inverse_sqrt and slanted_triangular "
+        "come only near it.",
+    )
     layer_decay: float = Field(
         1.0,
         gt=0,
@@ -128,8 +134,9 @@ def rate(settings: OptimConfig, updates: int, warmup: int, decay: int) -> Callab
     """Return the learning rate as a function of the update's number, from 1 to `updates`.
 
     It rises linearly over `warmup` updates, reaching `lr` in the last of them, then follows the schedule. Decaying
-    schedules would reach lr x min_lr_ratio just after the last update, so that no update is without effect. Never above
-    lr. Raises `UserError` where warmup and decay do not fit into the run.
+    schedules would reach lr x min_lr_ratio just after the last update, so that no update is without effect; but
+    inverse_sqrt never does, and slanted_triangular ends a 32nd of the way above it. Never above lr. Raises `UserError`
+    where warmup and decay do not fit into the run.
     """
     if warmup >= updates > 1:
         raise UserError(f"optim.warmup: {settings.warmup} is {warmup} updates, but the run has only {updates}")

@@ -100,7 +100,8 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
     if accelerator.is_main_process:
         held.callback(output.begin(config).release)
     held.push(checkpoints.leave)
-    _resume(config, checkpoints, batches.fingerprint, anyway=resume_anyway)
+    validation = ingredients.splits["validation"].fingerprint if "validation" in ingredients.splits else ""
+    _resume(config, checkpoints, batches.fingerprint, validation, anyway=resume_anyway)
     known = config.dump()
     if accelerator.is_main_process:
         known["launch"] = launches.record(Path(config.output), checkpoints.state.update, accelerator.num_processes)
@@ -146,13 +147,13 @@ def _carry_out(config: RunConfig, ingredients: Ingredients, held: ExitStack, *, 
     return 0 if written and not checkpoints.failed else 1
 
 
-def _resume(config: RunConfig, checkpoints: Checkpoints, data: str, *, anyway: bool) -> None:
+def _resume(config: RunConfig, checkpoints: Checkpoints, train: str, validation: str, *, anyway: bool) -> None:
     """Go back to the newest checkpoint, if there is one, and see that this is still the run that wrote it."""
     newest = checkpoints.newest()
     logs.begin(Path(config.output))  # all know that the first process has made the folder a run's
     if newest is not None:
         checkpoints.load(newest)
-    checkpoints.check_data(data, anyway=anyway)
+    checkpoints.check_data(train, validation, anyway=anyway)
     checkpoints.check_start(config.model.path, config.model.revision, anyway=anyway)
 
 
@@ -167,6 +168,11 @@ def plan_batches(config: RunConfig, ingredients: Ingredients) -> tuple[Feed, Bou
         raise UserError(
             f"data.train: the weight of {config.data.train[per_source.index(0)].path} is so small that an epoch takes "
             "no row of it; raise it, or leave the source out"
+        )
+    if min(config.batch_size, sum(per_source)) < ingredients.task.least:
+        raise UserError(
+            f"batch_size: one example an update teaches nothing here ({ingredients.task}): there is no other to tell "
+            f"it from. Give {ingredients.task.least} or more, and as many rows, or columns of hard negatives"
         )
     order = Order(train.sizes, per_source, config.batch_size, config.seed)
     batches = Batches(

@@ -173,6 +173,6 @@ class Learner:
                 raise UserError(
                     f"stopped at update {number}: the loss or gradient of {self._in_a_row} updates in a row was not "
                     f"finite, the last with the examples {examples.tolist()}. The model is as if they had not been. "
-                    "Lower optim.lr, use precision=fp32, or look at these rows"
+                    "Lower optim.lr, use precision=fp32 if it is bf16 or fp16, or look at these rows"
                 )
         self._skipped.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -143,6 +144,10 @@ def test_grid(file: str, tmp_path: Path) -> None:
 def test_grid_knows_its_array(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert grid.main([file, "seed=1,2,3"]) == 0
     assert "sbatch --array=0-2 slurm/sweep.sbatch" in capsys.readouterr().out
+    spaced = [file, "seed=1,2", "optim.betas=[0.9, 0.99],[0.9, 0.95]"]
+    assert grid.main(spaced) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line) == ["sbatch", "--array=0-3", "slurm/sweep.sbatch", *spaced]
     assert grid.main([file, "seed=1,2,3", "--index", "3"]) == 2
     assert "there is no run 3: submit the array with --array=0-2" in capsys.readouterr().err
     assert grid.main([file, "seed=1,2,3", "--index", "1"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from tests.distributed import launch
 from tests.worker import carry_out
 from train import manifest
 from train.checkpoint import Checkpoints
+from train.evaluation import Evaluator
 
 NOTHING: Any = None
 """No checkpoint is written or read."""
@@ -239,7 +241,7 @@ def test_best_and_newest_stay_and_the_best_is_exported(make_config: MakeConfig, 
     assert set(names(output)) == {"update-00000018", "update-00000020", f"update-{best:08d}"}
 
 
-def test_early_stopping(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_early_stopping(make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_config(updates=60, evaluate__every=2, checkpoint__best="loss", checkpoint__patience=2, optim__lr=0.05)
     assert carry_out(config) == 0
     output = tmp_path / "out"
@@ -249,6 +251,36 @@ def test_early_stopping(make_config: MakeConfig, tmp_path: Path) -> None:
     assert result["updates"] == result["best_update"] + 4
     assert min(losses.values()) == losses[result["best_update"]]
     assert (output / "DONE").exists()
+    assert "stopped early (checkpoint.patience): 2 evaluations in a row were no better" in capsys.readouterr().out
+
+
+def test_a_figure_that_is_never_a_number_is_told(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    judged = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", lambda *given: {**judged(*given), "validation/loss": math.nan})
+    config = make_config(updates=60, evaluate__every=2, checkpoint__best="loss", checkpoint__patience=2)
+    assert carry_out(config) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["updates"], result["best_update"]) == (4, None)
+    assert "checkpoint.best: no evaluation gave a number for validation/loss; the last model is exported" in caplog.text
+    assert "stopped early" in capsys.readouterr().out
+
+
+def test_a_best_is_not_chosen_by_other_rows(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Validation rows that change between two starts are refused where the best so far was found by them."""
+    config = make_config(evaluate__every=4, checkpoint__best="loss")
+    assert carry_out(config, stop_after=8) == 0
+    file = Path(config["data"]["validation"])
+    whole = file.read_text()
+    file.write_text("".join(whole.splitlines(keepends=True)[:-3]))
+    with pytest.raises(UserError, match=r"data\.validation: the rows are not those by which checkpoint\.best"):
+        carry_out(config)
+    assert carry_out(config, stop_after=10, resume_anyway=True) == 0
+    file.write_text(whole)
+    without = {**config, "checkpoint": {**config["checkpoint"], "best": None}}
+    assert carry_out(without) == 0
 
 
 def test_an_evaluation_that_a_stop_left_out_is_made_up_for(make_config: MakeConfig, tmp_path: Path) -> None:
