@@ -81,6 +81,12 @@ def _conditions(config: RunConfig) -> Iterator[tuple[str, str]]:
 def _source(source: Source, role: str, count: int) -> Iterator[tuple[str, str]]:
     if source.weight is not None and (role != "train" or count == 1):
         yield "weight", "only several sources of data.train are mixed by weight"
+    if not _is_local(source.path):
+        return
+    folder = Path(source.path).expanduser().is_dir()
+    for key in ("name", "revision") if folder else ("name", "revision", "split"):
+        if getattr(source, key) is not None:
+            yield key, f"{source.path} is not on the Hub" if folder else f"{source.path} is a file"
 
 
 def _is_local(path: str) -> bool:
