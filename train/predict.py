@@ -28,7 +28,8 @@ any number of processes. Run the same command again after an interruption: it go
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answer the rows; return the exit code.
 
-    0: done, or stopped on request. 1: what the rows or the model lie on was away. 2: there is something to mend.
+    0: done, or stopped on request. 1: what the rows or the model lie on was away, or another start is at it. 2: there
+    is something to mend.
     """
     options = _parser().parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)

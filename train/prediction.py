@@ -88,8 +88,8 @@ def predict(request: Request) -> bool:
         "part_rows": request.part_rows,
     }
     parts = Parts(request.output, _cuts(encoded, request.part_rows))
-    _agree(accelerator, lambda: parts.begin(plan))
     try:
+        _agree(accelerator, lambda: parts.begin(plan))
         bounds = at_once(request.batch_tokens, accelerator.device, padding_free=padding_free)
         room = Fitting("--batch-tokens", bounds)
         progress = Progress(parts, speaks=accelerator.is_main_process)
